@@ -1,0 +1,42 @@
+"""Detectron2 plug-in: the context modules of `ctxops` as backbones, from YAML.
+
+Importing this package loads nothing: names resolve on first use, so that the installer and the
+doctor run where Detectron2 is still missing.
+"""
+
+from importlib import import_module
+from typing import Any
+
+_EXPORTS = {
+    "PyramidBackbone": "backbone",
+    "Trainer": "trainer",
+    "UserError": "errors",
+    "add_d2ctx_config": "config",
+    "build_evaluator": "evaluators",
+    "build_resnet_a2fpn_backbone": "a2fpn",
+    "register": "registration",
+    "register_coco_format": "datasets",
+}
+__all__ = [
+    "PyramidBackbone",
+    "Trainer",
+    "UserError",
+    "add_d2ctx_config",
+    "build_evaluator",
+    "build_resnet_a2fpn_backbone",
+    "register",
+    "register_coco_format",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _EXPORTS:
+        raise AttributeError(f"module 'd2ctx' has no attribute {name!r}; it has {__all__}")
+    try:
+        return getattr(import_module(f"d2ctx.{_EXPORTS[name]}"), name)
+    except ModuleNotFoundError as error:
+        if error.name != "detectron2":
+            raise
+        raise ModuleNotFoundError(
+            "d2ctx needs Detectron2; install it with: python -m d2ctx.install", name="detectron2"
+        ) from error

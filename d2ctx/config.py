@@ -1,0 +1,66 @@
+"""The configuration keys that this plug-in adds to Detectron2's, one node per method."""
+
+from detectron2.config import CfgNode
+
+from d2ctx.registration import register
+
+
+def add_d2ctx_config(cfg: CfgNode) -> None:
+    """Add our nodes to `cfg` and register our builders; call it before merging any file.
+
+    Calling it twice is harmless: values already present are kept.
+
+    Args:
+        cfg: A Detectron2 configuration, as `detectron2.config.get_cfg()` returns it.
+    """
+    register()
+    _add_missing(cfg.MODEL, "A2FPN", _a2fpn())
+    # Share of a weight file's tensors that must find a place in the model; below it, training
+    # does not start. 0 switches the check off.
+    _add_missing(cfg.MODEL, "WEIGHTS_MIN_MATCH", 0.5)
+    # COCO-format data sets by name: {JSON: file, IMAGES: folder}, absolute or relative to
+    # $DETECTRON2_DATASETS.
+    _add_missing(cfg.DATASETS, "COCO_FORMAT", CfgNode(new_allowed=True))
+    # What is checked before training: "full" decodes every image, "headers" opens it, "off".
+    _add_missing(cfg.DATASETS, "CHECK", "full")
+
+
+def _add_missing(node: CfgNode, key: str, value: object) -> None:
+    if key not in node:
+        node[key] = value
+
+
+def _a2fpn() -> CfgNode:
+    """A²-FPN; the defaults are the paper's full model."""
+    node = CfgNode()
+    node.IN_FEATURES = ["res2", "res3", "res4", "res5"]
+    node.OUT_CHANNELS = 256
+    # "mgc" (multi-level global context) or "conv" (1x1 convolutions, as in FPN)
+    node.LATERAL = "mgc"
+    # "gacarafe", "carafe" or "nearest"
+    node.TOP_DOWN = "gacarafe"
+    # "gacap", "cap", "conv" (as in PAFPN) or "none" (as in FPN)
+    node.BOTTOM_UP = "gacap"
+    # Graph reasoning over the context vectors
+    node.GCN = True
+    # Context vectors per level of IN_FEATURES; empty: 64 (6 - i) for level i
+    node.NUM_CONTEXTS = []
+    node.CONTEXT_CHANNELS = 256
+    # Channel-attention gate: "2sigmoid" or "sigmoid"
+    node.GATE = "2sigmoid"
+    # How the coarsest level is made: "conv" (stride-2 convolution of res5) or "maxpool"
+    node.EXTRA_LEVEL = "conv"
+    # Whether the finest level gets an output convolution after the bottom-up path
+    node.OUT_CONV_P2 = True
+    # Cosine similarity normalises queries too; False: the literal Eq. 3
+    node.NORMALIZE_QUERY = True
+    # Weight of the orthogonal regularisation (Eq. 2); 0 switches it off
+    node.ORTHO_WEIGHT = 1e-4
+    # Kernel prediction: width, encoder kernel, and reassembly kernels up and down
+    node.REDUCTION_CHANNELS = 64
+    node.KERNEL_ENCODER = 3
+    node.KERNEL_UP = 5
+    node.KERNEL_DOWN = 5
+    # Implementation of the reassembly; all give the same numbers
+    node.REASSEMBLY = "auto"
+    return node

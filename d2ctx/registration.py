@@ -1,0 +1,18 @@
+"""The one place where our parts enter Detectron2's registries."""
+
+from detectron2.modeling import BACKBONE_REGISTRY, META_ARCH_REGISTRY
+
+from d2ctx import meta_arch
+from d2ctx.a2fpn import build_resnet_a2fpn_backbone
+
+
+def register() -> None:
+    """Register our backbones and meta-architectures; calling it again changes nothing."""
+    _register_once(BACKBONE_REGISTRY, build_resnet_a2fpn_backbone)
+    for name in meta_arch.__all__:
+        _register_once(META_ARCH_REGISTRY, getattr(meta_arch, name))
+
+
+def _register_once(registry, part) -> None:
+    if part.__name__ not in registry:
+        registry.register(part)

@@ -1,0 +1,117 @@
+"""Detectron2's default trainer with our evaluators, weight checks and whole-model clipping."""
+
+import logging
+import weakref
+from collections.abc import Iterable
+
+import torch
+from detectron2.config import CfgNode
+from detectron2.engine import DefaultTrainer
+from detectron2.evaluation import DatasetEvaluator
+from detectron2.modeling import build_model
+from detectron2.solver import build_optimizer
+from torch import nn
+
+from d2ctx.errors import UserError
+from d2ctx.evaluators import build_evaluator
+from d2ctx.meta_arch import AuxLossMixin
+from d2ctx.weights import SafeCheckpointer
+
+logger = logging.getLogger(__name__)
+
+
+class Trainer(DefaultTrainer):
+    """`DefaultTrainer` as our configurations need it.
+
+    * Evaluators come from each data set's metadata.
+    * Initial weights are loaded safely and must fit (`MODEL.WEIGHTS_MIN_MATCH`).
+    * `SOLVER.CLIP_GRADIENTS.CLIP_TYPE: full_model` clips the norm over all parameters.
+    * A backbone with auxiliary losses is refused where they would be lost.
+    """
+
+    @classmethod
+    def build_model(cls, cfg: CfgNode) -> nn.Module:
+        """Build the model and log one line about it."""
+        model = build_model(cfg)
+        check_aux_losses(model)
+        params = sum(p.numel() for p in model.parameters() if p.requires_grad)
+        logger.info("%s, %.3f M trainable parameters", type(model).__name__, params / 1e6)
+        return model
+
+    @classmethod
+    def build_optimizer(cls, cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
+        """Build Detectron2's optimizer, or the same with whole-model gradient clipping."""
+        clip = cfg.SOLVER.CLIP_GRADIENTS
+        if not (clip.ENABLED and clip.CLIP_TYPE == "full_model"):
+            return build_optimizer(cfg, model)
+        plain = cfg.clone()
+        plain.defrost()
+        plain.SOLVER.CLIP_GRADIENTS.ENABLED = False
+        optimizer = build_optimizer(plain, model)
+        clip_full_model(optimizer, max_norm=clip.CLIP_VALUE, norm_type=clip.NORM_TYPE)
+        return optimizer
+
+    @classmethod
+    def build_evaluator(cls, cfg: CfgNode, dataset_name: str) -> DatasetEvaluator:
+        """Choose by metadata, see `d2ctx.build_evaluator`."""
+        return build_evaluator(cfg, dataset_name)
+
+    def resume_or_load(self, resume: bool = True) -> None:
+        """Continue from the output folder's last checkpoint, or load `MODEL.WEIGHTS`.
+
+        Args:
+            resume: Whether a checkpoint in `OUTPUT_DIR` takes precedence.
+
+        Raises:
+            UserError: If the weight file is unsafe, missing or of another architecture.
+        """
+        loader = SafeCheckpointer(
+            self.model,
+            self.cfg.OUTPUT_DIR,
+            min_match=self.cfg.MODEL.WEIGHTS_MIN_MATCH,
+            trainer=weakref.proxy(self),
+        )
+        loader.resume_or_load(self.cfg.MODEL.WEIGHTS, resume=resume)
+        if resume and loader.has_checkpoint():
+            self.start_iter = self.iter + 1
+
+
+def check_aux_losses(model: nn.Module) -> None:
+    """Refuse a model whose meta-architecture would drop its backbone's auxiliary losses.
+
+    Raises:
+        UserError: Naming the meta-architecture to use instead.
+    """
+    wanted = getattr(getattr(model, "backbone", None), "aux_losses", dict)
+    if isinstance(model, AuxLossMixin) or not wanted():
+        return
+    name = type(model).__name__
+    ours = {"GeneralizedRCNN": "ContextRCNN"}.get(name, f"Context{name}")
+    raise UserError(
+        f"MODEL.META_ARCHITECTURE {name} would drop the auxiliary losses {sorted(wanted())} of "
+        f"the backbone; use {ours}, or set MODEL.A2FPN.ORTHO_WEIGHT 0"
+    )
+
+
+def clip_full_model(
+    optimizer: torch.optim.Optimizer, *, max_norm: float, norm_type: float = 2.0
+) -> None:
+    """Clip the gradient norm over all parameters before each step of `optimizer`.
+
+    Detectron2's own types clip parameter by parameter. A gradient scaler has already unscaled
+    the gradients when the optimizer steps, so the norm is the true one under mixed precision.
+
+    Args:
+        optimizer: The optimizer to change in place.
+        max_norm: Largest allowed norm.
+        norm_type: Which norm.
+    """
+
+    def clip(stepping: torch.optim.Optimizer, *_: object) -> None:
+        nn.utils.clip_grad_norm_(_all_parameters(stepping), max_norm, norm_type)
+
+    optimizer.register_step_pre_hook(clip)
+
+
+def _all_parameters(optimizer: torch.optim.Optimizer) -> Iterable[nn.Parameter]:
+    return [p for group in optimizer.param_groups for p in group["params"]]
