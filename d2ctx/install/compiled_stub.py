@@ -4,8 +4,8 @@ It imports like the compiled module, so that everything that does not need a com
 works. Using an operator raises an error that names the remedy.
 """
 
-_REMEDY = (
-    "python -m pip install --no-build-isolation --force-reinstall "
+REMEDY = (
+    "python -m pip install --no-build-isolation --force-reinstall --no-deps "
     "git+https://github.com/facebookresearch/detectron2.git"
 )
 
@@ -36,5 +36,5 @@ def __getattr__(name):
         f"'{name}' is a compiled Detectron2 operator (deformable convolution, rotated boxes or the "
         "fast COCO evaluator) and this pure-Python build has none. For COCO evaluation pass "
         "use_fast_impl=False; for the others build Detectron2 from source against your PyTorch: "
-        + _REMEDY
+        + REMEDY
     )

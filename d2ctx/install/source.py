@@ -1,4 +1,4 @@
-"""The one source archive that is repackaged: its name, its checksum, and how it is opened safely."""
+"""The one source archive that is repackaged: its name, its checksum, and its safe unpacking."""
 
 import hashlib
 import tarfile

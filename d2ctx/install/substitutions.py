@@ -131,9 +131,8 @@ SUBSTITUTIONS = (
     ),
     Substitution(
         file="detectron2/projects/panoptic_deeplab/post_processing.py",
-        old="torch.arange(width, dtype=offsets.dtype, device=offsets.device),\n    )",
-        new='torch.arange(width, dtype=offsets.dtype, device=offsets.device),\n        indexing="ij",\n'
-        "    )",
+        old="(width, dtype=offsets.dtype, device=offsets.device),\n    )",
+        new='(width, dtype=offsets.dtype, device=offsets.device),\n        indexing="ij",\n    )',
         count=1,
         reason=_MESHGRID,
     ),
@@ -150,6 +149,26 @@ SUBSTITUTIONS = (
         new='with autocast("cuda"):',
         count=1,
         reason=_AMP,
+    ),
+    Substitution(
+        file="detectron2/export/__init__.py",
+        old="from .api import *\n",
+        new="""try:
+    from caffe2.proto import caffe2_pb2 as _caffe2
+except ImportError:
+    pass
+else:
+    from .api import *
+""",
+        count=1,
+        reason="Caffe2 is no longer part of PyTorch, and utils.analysis imports this package",
+    ),
+    Substitution(
+        file="detectron2/layers/nms.py",
+        old="return torch.ops.detectron2.nms_rotated(",
+        new="from detectron2 import _C\n\n    return _C.nms_rotated(",
+        count=1,
+        reason="without compiled operators the call must name the remedy",
     ),
 )
 

@@ -1,0 +1,124 @@
+"""Find out which Detectron2, if any, this environment has, and whether it works."""
+
+import json
+import re
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+from d2ctx.install.compiled_stub import REMEDY as BUILD_FROM_SOURCE
+from d2ctx.install.source import LOCAL_LABEL, REVISION, UPSTREAM_VERSION
+
+START_OVER = "python -m pip uninstall --yes detectron2 && python -m d2ctx.install"
+
+# Import name -> name on the package index, where they differ.
+_DISTRIBUTIONS = {
+    "cv2": "opencv-python-headless",
+    "PIL": "pillow",
+    "yaml": "pyyaml",
+    "hydra": "hydra-core",
+}
+
+# Runs in a fresh interpreter: a broken compiled module must not take this process with it. The
+# last line it prints is the answer; an import may print lines of its own before.
+_PROBE = """
+import importlib.util, json, traceback
+answer = {"present": False, "path": None, "version": None, "metadata_version": None,
+          "error": None, "missing": None}
+try:
+    spec = importlib.util.find_spec("detectron2")
+    answer["present"] = spec is not None and spec.origin is not None
+    if answer["present"]:
+        answer["path"] = spec.origin
+        from importlib import metadata
+        try:
+            found = metadata.distribution("detectron2")
+            if str(found.locate_file("detectron2/__init__.py")) == spec.origin:
+                answer["metadata_version"] = found.version
+        except metadata.PackageNotFoundError:
+            pass
+        import detectron2
+        answer["version"] = getattr(detectron2, "__version__", None)
+        import detectron2.data, detectron2.layers, detectron2.modeling
+except BaseException as error:
+    answer["error"] = f"{type(error).__name__}: {error}"
+    answer["missing"] = getattr(error, "name", None) if isinstance(error, ModuleNotFoundError) \
+        else None
+print()
+print(json.dumps(answer))
+"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Installed:
+    """What a probe found.
+
+    Args:
+        present: Whether `detectron2` can be found at all.
+        path: The package's `__init__.py`.
+        version: `detectron2.__version__`.
+        metadata_version: The version of the distribution that owns that path; None for a source
+            tree.
+        error: Why importing it fails, or None when it works.
+        missing: The module whose absence is that error, if it is one.
+    """
+
+    present: bool
+    path: str | None = None
+    version: str | None = None
+    metadata_version: str | None = None
+    error: str | None = None
+    missing: str | None = None
+
+    @property
+    def works(self) -> bool:
+        """Whether everything that d2ctx needs can be imported."""
+        return self.present and self.error is None
+
+    @property
+    def revision(self) -> int | None:
+        """Which of our own repackagings this is; None for anyone else's Detectron2."""
+        pattern = rf"{re.escape(UPSTREAM_VERSION)}\+{LOCAL_LABEL}(\d+)"
+        match = re.fullmatch(pattern, self.metadata_version or "")
+        return int(match[1]) if match else None
+
+    @property
+    def outdated(self) -> bool:
+        """Whether this is an older repackaging of ours, which an installation replaces."""
+        return self.revision is not None and self.revision < REVISION
+
+    def describe(self) -> str:
+        """Return version, origin and place in a few words."""
+        version = self.metadata_version or self.version or "of unknown version"
+        origin = "repackaged by ctxseg" if self.revision is not None else "your own"
+        folder = Path(self.path).parent if self.path else "an unknown place"
+        return f"Detectron2 {version} ({origin}) in {folder}"
+
+    def remedy(self) -> str:
+        """Return the one command that mends an installation that cannot be imported."""
+        if self.missing and not self.missing.startswith("detectron2"):
+            module = self.missing.partition(".")[0]
+            return f"python -m pip install '{_DISTRIBUTIONS.get(module, module)}'"
+        if re.search(r"undefined symbol|DLL load|\.so|\.dylib|_C", self.error or ""):
+            return BUILD_FROM_SOURCE
+        return START_OVER
+
+
+def probe(*, python: str = sys.executable) -> Installed:
+    """Import Detectron2 in a fresh interpreter and report what happened.
+
+    Args:
+        python: The interpreter of the environment in question.
+
+    Returns:
+        What was found.
+    """
+    # -P: a checkout of Detectron2 in the current folder is not an installation.
+    command = [python, "-P", "-c", _PROBE]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    lines = done.stdout.strip().splitlines()
+    try:
+        return Installed(**json.loads(lines[-1]))
+    except (IndexError, TypeError, ValueError):
+        return Installed(present=True, error=f"the interpreter ended with code {done.returncode}")
