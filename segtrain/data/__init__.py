@@ -1,0 +1,1 @@
+"""Data sets: adapters, loaders and the synthetic scenes."""

@@ -1,0 +1,309 @@
+"""Write synthetic data sets: COCO, COCO panoptic, or image and mask folders.
+
+A data set is built in a hidden sibling of its directory and moved into place when complete. Each
+file depends only on the request, so that neither workers nor repetition change a byte.
+"""
+
+import json
+import multiprocessing
+import shutil
+import uuid
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from fractions import Fraction
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from segtrain.data.synthetic import annotations as coco
+from segtrain.data.synthetic.categories import CATEGORIES
+from segtrain.data.synthetic.scene import Scene, check_size, generate_scene
+
+FORMATS = ("coco", "coco-panoptic", "folder")
+SPLITS = ("train", "val")
+REQUEST_FILE = "synth.json"
+GENERATOR_VERSION = 1  # raise whenever the same request gives other bytes
+MAX_NUM = 1_000_000
+_PNG_LEVEL = 3  # noisy images gain 1 % from the highest level, at four times the time
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Job:
+    """What a worker needs to draw and save any one scene."""
+
+    root: Path
+    fmt: str
+    seed: int
+    size: tuple[int, int]
+    val_fraction: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Record:
+    """What the annotation files need to know about one saved scene."""
+
+    split: str
+    image: coco.Json
+    instances: list[coco.Json]
+    panoptic: coco.Json | None
+
+
+def split_of(*, index: int, val_fraction: float) -> str:
+    """Tell the split of scene number `index`, spread evenly and independent of the total.
+
+    Args:
+        index: number of the scene, from 0.
+        val_fraction: share of the validation split; 0.25 takes every fourth scene: 3, 7, 11, ...
+
+    Returns:
+        "train" or "val".
+    """
+    share = Fraction(val_fraction).limit_denominator(1000)
+    return "val" if (index + 1) * share // 1 > index * share // 1 else "train"
+
+
+def write_dataset(
+    *,
+    out: Path | str,
+    fmt: str = "coco",
+    num: int,
+    seed: int = 0,
+    size: tuple[int, int] = (256, 256),
+    val_fraction: float = 0.25,
+    workers: int = 0,
+    overwrite: bool = False,
+    progress: Callable[[int, int], None] | None = None,
+) -> Path:
+    """Write a data set, or do nothing when the directory already holds exactly this one.
+
+    Args:
+        out: directory of the data set; missing parents are made.
+        fmt: one of `FORMATS`.
+        num: number of images of both splits together, >= 1.
+        seed: seed, >= 0.
+        size: width and height in pixels.
+        val_fraction: share of the validation split, 0 <= share < 1.
+        workers: processes that draw; 0 draws in this process. Files do not depend on it.
+        overwrite: replace a different data set of this generator.
+        progress: called with (done, total) after each image.
+
+    Returns:
+        Absolute path of the directory.
+
+    Raises:
+        ValueError: for a bad argument, for a directory that holds anything else, or when the
+            directory cannot be written.
+    """
+    _check_request(fmt, num, seed, val_fraction, workers)
+    check_size(size)
+    target = Path(out).expanduser().resolve()
+    request = _request(fmt, num, seed, size, val_fraction)
+    try:
+        if not _needs_writing(target, request, overwrite):
+            return target
+        with _staged(target) as root:
+            job = _Job(root=root, fmt=fmt, seed=seed, size=size, val_fraction=val_fraction)
+            _write_all(job, num, workers, progress)
+            _write_json(root / REQUEST_FILE, request)
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise ValueError(f"cannot write {target}: {reason}; choose another directory") from error
+    return target
+
+
+def holds_request(
+    *, out: Path | str, fmt: str, num: int, seed: int, size: tuple[int, int], val_fraction: float
+) -> bool:
+    """Tell whether `out` already holds exactly this data set; arguments as in `write_dataset`."""
+    target = Path(out).expanduser().resolve()
+    return _read_request(target) == _request(fmt, num, seed, size, val_fraction)
+
+
+def _check_request(fmt: str, num: int, seed: int, val_fraction: float, workers: int) -> None:
+    if fmt not in FORMATS:
+        raise ValueError(f"unknown format {fmt!r}; use one of {', '.join(FORMATS)}")
+    if not 1 <= num <= MAX_NUM:
+        raise ValueError(f"num must be 1..{MAX_NUM}, got {num}; use for example 200")
+    if seed < 0:
+        raise ValueError(f"seed must be >= 0, got {seed}; use for example 0")
+    if not 0.0 <= val_fraction < 1.0:
+        raise ValueError(
+            f"val-fraction must be at least 0 and below 1, got {val_fraction}; use for example 0.25"
+        )
+    if workers < 0:
+        raise ValueError(f"workers must be >= 0, got {workers}; use 0 to draw in this process")
+
+
+def _request(
+    fmt: str, num: int, seed: int, size: tuple[int, int], val_fraction: float
+) -> coco.Json:
+    return {
+        "generator": "segtrain data synth",
+        "version": GENERATOR_VERSION,
+        "format": fmt,
+        "num": num,
+        "seed": seed,
+        "size": list(size),
+        "val_fraction": float(val_fraction),
+    }
+
+
+# The directory
+
+
+def _read_request(target: Path) -> coco.Json | None:
+    """Content of the request file, None when there is none that can be read."""
+    try:
+        found = json.loads((target / REQUEST_FILE).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return found if isinstance(found, dict) else None
+
+
+def _needs_writing(target: Path, request: coco.Json, overwrite: bool) -> bool:
+    if not target.exists() or (target.is_dir() and not any(target.iterdir())):
+        return True
+    found = _read_request(target)
+    if found is None or found.get("generator") != request["generator"]:
+        raise ValueError(
+            f"{target} is not empty and holds no synthetic data set; choose another directory"
+        )
+    if overwrite:
+        return True
+    if found == request:
+        return False
+    changed = [k for k in request if found.get(k) != request[k]]
+    raise ValueError(
+        f"{target} holds another synthetic data set (differs in {', '.join(changed)}); "
+        "choose another directory or add --overwrite"
+    )
+
+
+@contextmanager
+def _staged(target: Path) -> Iterator[Path]:
+    """Give a hidden sibling to fill; move it to `target` on success, remove it on any failure."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    stage = target.parent / f".{target.name}.partial-{uuid.uuid4().hex[:8]}"
+    stage.mkdir()
+    try:
+        yield stage
+        _move_into_place(stage, target)
+    finally:
+        shutil.rmtree(stage, ignore_errors=True)
+
+
+def _move_into_place(stage: Path, target: Path) -> None:
+    old = stage.with_name(stage.name.replace(".partial-", ".old-"))
+    if target.exists():
+        target.replace(old)
+    try:
+        stage.replace(target)
+    except OSError:
+        if old.exists():
+            old.replace(target)
+        raise
+    shutil.rmtree(old, ignore_errors=True)
+
+
+# The files
+
+
+def _write_all(
+    job: _Job, num: int, workers: int, progress: Callable[[int, int], None] | None
+) -> None:
+    _make_folders(job)
+    records = []
+    for done, record in enumerate(_saved_scenes(job, num, workers), start=1):
+        records.append(record)
+        if progress is not None:
+            progress(done, num)
+    if job.fmt == "folder":
+        names = "\n".join(c.name for c in CATEGORIES)
+        (job.root / "classes.txt").write_text(names + "\n", encoding="utf-8")
+        return
+    for split in SPLITS:
+        chosen = [r for r in records if r.split == split]
+        _write_annotations(job, split, chosen)
+
+
+def _make_folders(job: _Job) -> None:
+    if job.fmt == "folder":
+        folders = [f"{kind}/{split}" for kind in ("images", "masks") for split in SPLITS]
+    else:
+        folders = ["images", "annotations"]
+    if job.fmt == "coco-panoptic":
+        folders += [f"annotations/panoptic_{split}" for split in SPLITS]
+        folders += [f"semantic_{split}" for split in SPLITS]
+    for folder in folders:
+        (job.root / folder).mkdir(parents=True)
+
+
+def _saved_scenes(job: _Job, num: int, workers: int) -> Iterable[_Record]:
+    """Draw and save scenes 0..num-1, yield their records in order."""
+    if workers == 0:
+        for index in range(num):
+            yield _save_scene(job, index)
+        return
+    # "spawn" is safe whatever threads the caller runs; chunks keep the pipes quiet
+    context = multiprocessing.get_context("spawn")
+    pool = ProcessPoolExecutor(max_workers=min(workers, num), mp_context=context)
+    try:
+        yield from pool.map(_save_scene, [job] * num, range(num), chunksize=4)
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def _save_scene(job: _Job, index: int) -> _Record:
+    scene = generate_scene(seed=job.seed, index=index, size=job.size)
+    split = split_of(index=index, val_fraction=job.val_fraction)
+    name = f"{index:06d}.png"
+    panoptic = None
+    if job.fmt == "folder":
+        _save_png(scene.image, job.root / "images" / split / name)
+        _save_png(scene.semantic - 1, job.root / "masks" / split / name)
+    else:
+        _save_png(scene.image, job.root / "images" / name)
+    if job.fmt == "coco-panoptic":
+        panoptic = _save_panoptic(job, index, split, scene)
+    return _Record(
+        split=split,
+        image=coco.image_entry(index=index, file_name=name, scene=scene),
+        instances=coco.instance_entries(index=index, scene=scene) if job.fmt != "folder" else [],
+        panoptic=panoptic,
+    )
+
+
+def _save_panoptic(job: _Job, index: int, split: str, scene: Scene) -> coco.Json:
+    name = f"{index:06d}.png"
+    segments = coco.panoptic_map(scene)
+    folder = job.root / "annotations" / f"panoptic_{split}"
+    _save_png(coco.segments_to_rgb(segments), folder / name)
+    _save_png(scene.semantic, job.root / f"semantic_{split}" / name)
+    return coco.panoptic_entry(index=index, file_name=name, segments=segments)
+
+
+def _write_annotations(job: _Job, split: str, records: list[_Record]) -> None:
+    folder = job.root / "annotations"
+    images = [r.image for r in records]
+    instances = [entry for r in records for entry in r.instances]
+    document = coco.coco_document(
+        images=images, annotations=instances, seed=job.seed, panoptic=False
+    )
+    _write_json(folder / f"instances_{split}.json", document)
+    if job.fmt == "coco-panoptic":
+        segments = [r.panoptic for r in records if r.panoptic is not None]
+        document = coco.coco_document(
+            images=images, annotations=segments, seed=job.seed, panoptic=True
+        )
+        _write_json(folder / f"panoptic_{split}.json", document)
+
+
+def _save_png(array: np.ndarray, path: Path) -> None:
+    Image.fromarray(array).save(path, compress_level=_PNG_LEVEL)
+
+
+def _write_json(path: Path, document: coco.Json) -> None:
+    path.write_text(json.dumps(document) + "\n", encoding="utf-8")
