@@ -1,0 +1,133 @@
+"""Argument checks with messages that say what was expected, what came and how to mend it.
+
+All of them look at types, shapes and dtypes only, never at values, so that they are free on a GPU
+and do not break `torch.compile`. Letters: B batch, C channels, H W map, L levels.
+"""
+
+from collections.abc import Collection, Sequence
+
+from torch import Tensor
+
+
+def check_map(x: Tensor, name: str, *, channels: int | None = None) -> None:
+    """Refuse anything but a floating point map [B, C, H, W].
+
+    Args:
+        x: The argument to look at.
+        name: What the caller calls it.
+        channels: The required C, or None where any will do.
+
+    Raises:
+        TypeError: If `x` is not a floating point tensor.
+        ValueError: If `x` has not four axes, is empty, or C differs from `channels`.
+    """
+    if not isinstance(x, Tensor):
+        raise TypeError(f"{name}: expected a tensor [B, C, H, W], got {type(x).__name__}")
+    if not x.is_floating_point():
+        raise TypeError(
+            f"{name}: expected a floating point map, got {x.dtype}; call .float() first"
+        )
+    if x.dim() != 4 or x.numel() == 0:
+        raise ValueError(
+            f"{name}: expected a non-empty map [B, C, H, W], got shape {tuple(x.shape)}; "
+            "a single image needs a batch axis: x[None]"
+        )
+    if channels is not None and x.shape[1] != channels:
+        raise ValueError(
+            f"{name}: expected {channels} channels, got {x.shape[1]} (shape {tuple(x.shape)}); "
+            "build the module for this width or pass the map it was built for"
+        )
+
+
+def check_neighbours(first: Tensor, second: Tensor, names: str) -> None:
+    """Refuse two maps that are not neighbouring levels of a pyramid: one half the other.
+
+    Args:
+        first: Map [B, C, H, W].
+        second: Map [B, C', H', W'], either ceil(H / 2) x ceil(W / 2) or the finer one of the two.
+        names: What the caller calls them.
+
+    Raises:
+        ValueError: If neither map is half the other, rounded up.
+    """
+    sizes = tuple(first.shape[-2:]), tuple(second.shape[-2:])
+    halves = [tuple((extent + 1) // 2 for extent in size) for size in sizes]
+    if sizes[1] != halves[0] and sizes[0] != halves[1]:
+        raise ValueError(
+            f"{names}: expected sizes of neighbouring levels, one half the other (rounded up), got "
+            f"{sizes[0]} and {sizes[1]}; pad the image to a multiple of the coarsest stride"
+        )
+
+
+def check_pyramid(features: Sequence[Tensor], in_channels: Sequence[int]) -> None:
+    """Refuse a pyramid that is not one map per level, fine to coarse, halving at each level.
+
+    Args:
+        features: L maps [B, C_l, H_l, W_l], fine to coarse.
+        in_channels: The L channel counts a module was built for.
+
+    Raises:
+        TypeError: If a level is not a floating point tensor.
+        ValueError: If the number of levels, the channels, or the sizes do not fit.
+    """
+    if len(features) != len(in_channels):
+        raise ValueError(
+            f"features: expected {len(in_channels)} maps, fine to coarse, got {len(features)}; "
+            "pass one map per entry of in_channels"
+        )
+    for level, (x, channels) in enumerate(zip(features, in_channels, strict=True)):
+        check_map(x, f"features[{level}]", channels=channels)
+    for level in range(1, len(features)):
+        names = f"features[{level - 1}] and features[{level}]"
+        check_neighbours(features[level - 1], features[level], names)
+
+
+def check_choice(value: str, name: str, choices: Collection[str]) -> None:
+    """Refuse a name that is not one of `choices`.
+
+    Args:
+        value: The argument to look at.
+        name: What the caller calls it.
+        choices: Allowed values.
+
+    Raises:
+        ValueError: If `value` is none of them.
+    """
+    if value not in choices:
+        known = ", ".join(repr(choice) for choice in choices)
+        raise ValueError(f"{name}: expected one of {known}, got {value!r}; choose one of them")
+
+
+def check_positive(value: int, name: str) -> None:
+    """Refuse anything but an integer of at least 1.
+
+    Args:
+        value: The argument to look at.
+        name: What the caller calls it.
+
+    Raises:
+        TypeError: If `value` is not an integer.
+        ValueError: If `value` is below 1.
+    """
+    if not isinstance(value, int) or isinstance(value, bool):
+        raise TypeError(f"{name}: expected an integer, got {value!r}; pass a whole number")
+    if value < 1:
+        raise ValueError(f"{name}: expected at least 1, got {value}; pass a positive number")
+
+
+def check_odd(value: int, name: str) -> None:
+    """Refuse anything but a positive odd integer (a window with a centre).
+
+    Args:
+        value: The argument to look at.
+        name: What the caller calls it.
+
+    Raises:
+        TypeError: If `value` is not an integer.
+        ValueError: If `value` is even or below 1.
+    """
+    check_positive(value, name)
+    if value % 2 == 0:
+        raise ValueError(
+            f"{name}: expected an odd size, got {value}; use {value - 1} or {value + 1}"
+        )

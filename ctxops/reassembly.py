@@ -1,0 +1,142 @@
+"""Content-aware reassembly of features: up-sampling (CARAFE form, Eq. 8) and pooling (Eq. 12).
+
+Every output pixel is a weighted mean of a k x k window of the input, with weights of its own,
+predicted from the content. The window of a tap (dy, dx), counted row-major from the top left, is
+centred; outside the map there are zeros, and nothing is renormalised there.
+
+Letters: B batch, C channels, H W map, Ho Wo map of windows, k window, s scale or stride, q = s^2
+sub-pixels per window (up) or 1 (down).
+"""
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ctxops.checks import check_choice, check_map, check_positive
+from ctxops.precision import widen, widened_dtype
+
+METHODS = ("auto", "loop", "chunked", "compiled")
+
+
+def normalize_kernels(logits: Tensor, *, kernel_size: int, scale: int = 1) -> Tensor:
+    """Softmax over the k^2 taps of every predicted kernel.
+
+    Channel = tap * s^2 + sub-pixel, tap = dy * k + dx, sub-pixel = s * sy + sx: the same numbers as
+    a pixel shuffle to k^2 channels followed by the softmax.
+
+    Args:
+        logits: [B, k^2 s^2, Ho, Wo].
+        kernel_size: k.
+        scale: s; 1 for pooling.
+
+    Returns:
+        Kernels [B, k^2, s^2, Ho, Wo] that sum to 1 over axis 1, in the dtype of `logits`; the
+        softmax is in at least float32.
+
+    Raises:
+        TypeError: If `logits` is not floating point.
+        ValueError: If the number of channels is not k^2 s^2.
+    """
+    check_map(logits, "logits", channels=kernel_size**2 * scale**2)
+    taps = logits.unflatten(1, (kernel_size**2, scale**2))  # [B, k^2, s^2, Ho, Wo]
+    return widen(taps).softmax(1).to(logits.dtype)
+
+
+def reassemble_up(x: Tensor, kernels: Tensor, *, method: str = "auto") -> Tensor:
+    """Content-aware up-sampling (A²-FPN, Eq. 8; the CARAFE operator with one group).
+
+    out(y, x) = sum over taps of K[tap, y mod s, x mod s](y // s, x // s) * in(y // s + dy - k // 2,
+    x // s + dx - k // 2), with zeros outside the map.
+
+    Args:
+        x: Coarse map [B, C, H, W].
+        kernels: [B, k^2, s^2, H, W], odd k, sub-pixel = s * sy + sx; see `normalize_kernels`.
+        method: `loop` (reference, autograd), `chunked` (bounded memory, own backward), `compiled`
+            (torch.compile of the loop: fastest once compiled) or `auto` (chunked).
+
+    Returns:
+        Map [B, C, s H, s W] in the dtype of `x`; sums are accumulated in at least float32.
+
+    Raises:
+        TypeError: If an argument is not floating point.
+        ValueError: If the shapes do not fit together or `method` is unknown.
+    """
+    scale = _check_kernels(x, kernels, stride=1)
+    out = _reassemble(x, kernels, 1, method)  # [B, C, q, H, W]
+    return F.pixel_shuffle(out.flatten(1, 2), scale)
+
+
+def reassemble_down(x: Tensor, kernels: Tensor, *, stride: int, method: str = "auto") -> Tensor:
+    """Content-aware pooling (A²-FPN, Eq. 12).
+
+    out(y, x) = sum over taps of K[tap](y, x) * in(s y + dy - k // 2, s x + dx - k // 2), with zeros
+    outside the map; the windows are those of a convolution with padding k // 2.
+
+    Args:
+        x: Fine map [B, C, H, W].
+        kernels: [B, k^2, 1, Ho, Wo] with odd k, Ho = ceil(H / s), Wo = ceil(W / s); see
+            `normalize_kernels`.
+        stride: s.
+        method: As in `reassemble_up`.
+
+    Returns:
+        Map [B, C, Ho, Wo] in the dtype of `x`; sums are accumulated in at least float32.
+
+    Raises:
+        TypeError: If an argument is not floating point.
+        ValueError: If the shapes do not fit together or `method` is unknown.
+    """
+    check_positive(stride, "stride")
+    if _check_kernels(x, kernels, stride=stride) != 1:
+        raise ValueError(
+            f"kernels: expected one kernel per pixel [B, k^2, 1, Ho, Wo], got "
+            f"{tuple(kernels.shape)}; sub-pixels exist in up-sampling only"
+        )
+    return _reassemble(x, kernels, stride, method).squeeze(2)
+
+
+def _check_kernels(x: Tensor, kernels: Tensor, *, stride: int) -> int:
+    """Scale s of the kernels, after a check that they fit the map."""
+    check_map(x, "x")
+    if kernels.dim() != 5 or not kernels.is_floating_point():
+        raise ValueError(
+            "kernels: expected floating point [B, k^2, s^2, Ho, Wo], got "
+            f"{tuple(kernels.shape)} of {kernels.dtype}; use normalize_kernels"
+        )
+    size, scale = math.isqrt(kernels.shape[1]), math.isqrt(kernels.shape[2])
+    if size**2 != kernels.shape[1] or size % 2 == 0 or scale**2 != kernels.shape[2]:
+        raise ValueError(
+            "kernels: expected an odd square number of taps and a square number of sub-pixels, got "
+            f"{kernels.shape[1]} and {kernels.shape[2]}; use normalize_kernels"
+        )
+    expected = (x.shape[0], -(-x.shape[2] // stride), -(-x.shape[3] // stride))
+    if (kernels.shape[0], *kernels.shape[3:]) != expected:
+        raise ValueError(
+            f"kernels: expected batch and size {expected} for a map {tuple(x.shape)} with stride "
+            f"{stride}, got {(kernels.shape[0], *kernels.shape[3:])}; predict one kernel per window"
+        )
+    return scale
+
+
+def _reassemble(x: Tensor, kernels: Tensor, stride: int, method: str) -> Tensor:
+    """out[b, c, q] = sum over taps of kernels[b, tap, q] * windows of x: [B, C, q, Ho, Wo]."""
+    check_choice(method, "method", METHODS)
+    return _loop(x, kernels, stride)
+
+
+def _loop(x: Tensor, kernels: Tensor, stride: int) -> Tensor:
+    """The definition, tap by tap."""
+    size = math.isqrt(kernels.shape[1])
+    height, width = kernels.shape[-2:]
+    padded = F.pad(widen(x), [size // 2] * 4)
+    wide_kernels = kernels.to(widened_dtype(x.dtype))
+    out = torch.zeros((), dtype=padded.dtype, device=x.device)
+    for dy in range(size):
+        rows = slice(dy, dy + (height - 1) * stride + 1, stride)
+        for dx in range(size):
+            columns = slice(dx, dx + (width - 1) * stride + 1, stride)
+            window = padded[:, :, None, rows, columns]  # [B, C, 1, Ho, Wo]
+            out = out + window * wide_kernels[:, None, dy * size + dx]
+    return out.to(x.dtype)

@@ -1,0 +1,72 @@
+"""Scaled cosine-similarity attention (A²-FPN, Eq. 3).
+
+Letters: B batch, Q queries, N keys, d width of queries and keys, v width of the values.
+"""
+
+import math
+
+import torch.nn.functional as F
+from torch import Tensor
+
+from ctxops.precision import autocast_off, widen
+
+# Below this norm a vector counts as zero and has similarity 0 to everything.
+NORM_EPS = 1e-12
+
+
+def scaled_cosine_attention(
+    query: Tensor, key: Tensor, value: Tensor, *, normalize_query: bool = True
+) -> Tensor:
+    """Values averaged with CF(Q, K, d) = softmax over keys of sqrt(d) cos(q, k) (Eq. 3).
+
+    The similarity is *multiplied* by sqrt(d), which keeps its variance independent of d. The whole
+    computation is in float32 under autocast; no Q x N matrix is kept where PyTorch has a fused
+    attention kernel for the device.
+
+    Deviation: Eq. 3 as printed normalises the keys only. The text calls the quantity a cosine, so
+    queries are normalised as well by default.
+
+    Args:
+        query: [B, Q, d].
+        key: [B, N, d].
+        value: [B, N, v].
+        normalize_query: False gives the literal Eq. 3, sqrt(d) * q . k / |k|.
+
+    Returns:
+        [B, Q, v], in the dtype of `value`.
+
+    Raises:
+        ValueError: If the shapes do not fit together.
+    """
+    if query.dim() != 3 or key.dim() != 3 or key.shape[:2] != value.shape[:2]:
+        raise ValueError(
+            "attention: expected query [B, Q, d], key [B, N, d], value [B, N, v], got "
+            f"{tuple(query.shape)}, {tuple(key.shape)}, {tuple(value.shape)}; "
+            "put channels last: x.flatten(2).transpose(1, 2)"
+        )
+    if query.shape[0] != key.shape[0] or query.shape[2] != key.shape[2]:
+        raise ValueError(
+            f"attention: expected query and key of one batch size and width, got "
+            f"{tuple(query.shape)} and {tuple(key.shape)}; project both to the same width"
+        )
+    with autocast_off(query):
+        q = l2_normalize(widen(query), dim=-1) if normalize_query else widen(query)
+        k = l2_normalize(widen(key), dim=-1)
+        # One attention head: [B, 1, Q, d], [B, 1, N, d], [B, 1, N, v].
+        out = F.scaled_dot_product_attention(
+            q[:, None], k[:, None], widen(value)[:, None], scale=math.sqrt(query.shape[-1])
+        )
+    return out[:, 0].to(value.dtype)
+
+
+def l2_normalize(x: Tensor, *, dim: int) -> Tensor:
+    """Divide by the Euclidean norm, computed in at least float32 (Norm of Eq. 1).
+
+    Args:
+        x: Tensor of any shape.
+        dim: Axis of the vectors.
+
+    Returns:
+        Unit vectors (zero where the norm is below 1e-12), in float32 or wider.
+    """
+    return F.normalize(widen(x), dim=dim, eps=NORM_EPS)
