@@ -2,7 +2,6 @@
 
 import argparse
 import sys
-from collections.abc import Callable
 
 _PLAIN_STEP = 500  # images between two progress lines when stderr is not a terminal
 
@@ -101,9 +100,13 @@ def run_synth(args: argparse.Namespace) -> int:
     if not args.overwrite and holds_request(**request):
         print(f"already there: {args.out}")
         return 0
-    out = write_dataset(
-        **request, workers=args.workers, overwrite=args.overwrite, progress=_progress()
-    )
+    line = _ProgressLine()
+    try:
+        out = write_dataset(
+            **request, workers=args.workers, overwrite=args.overwrite, progress=line.show
+        )
+    finally:
+        line.close()
     num_val = sum(
         split_of(index=k, val_fraction=args.val_fraction) == "val" for k in range(args.num)
     )
@@ -111,18 +114,22 @@ def run_synth(args: argparse.Namespace) -> int:
     return 0
 
 
-def _progress() -> Callable[[int, int], None]:
+class _ProgressLine:
     """One line that counts up on a terminal, a plain line now and then elsewhere."""
-    terminal = sys.stderr.isatty()
 
-    def show(done: int, total: int) -> None:
-        if terminal:
-            end = "\n" if done == total else ""
-            print(f"\rdrawing {done}/{total}", end=end, file=sys.stderr, flush=True)
+    def __init__(self) -> None:
+        self._open = False
+
+    def show(self, done: int, total: int) -> None:
+        if sys.stderr.isatty():
+            print(f"\rdrawing {done}/{total}", end="", file=sys.stderr, flush=True)
+            self._open = True
         elif done % _PLAIN_STEP == 0 and done < total:
             print(f"drawing {done}/{total}", file=sys.stderr, flush=True)
 
-    return show
+    def close(self) -> None:
+        if self._open:
+            print(file=sys.stderr)
 
 
 def _size(text: str) -> tuple[int, int]:

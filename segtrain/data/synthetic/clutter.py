@@ -2,36 +2,36 @@
 
 import numpy as np
 
-from segtrain.data.synthetic.color import Array
+from segtrain.data.synthetic.canvas import Canvas
+from segtrain.data.synthetic.color import Array, plane
 from segtrain.data.synthetic.layout import clip_window
 
 _NUM = (8, 22)
 
 
-def draw_clutter(rng: np.random.Generator, image: Array, labels: np.ndarray) -> None:
-    """Draw clutter into the background, in place; labels stay as they are.
+def draw_clutter(rng: np.random.Generator, canvas: Canvas) -> None:
+    """Draw clutter into the background; labels stay as they are.
 
     Each piece stays inside the stuff class at its middle, so the label map remains exact.
 
     Args:
         rng: source of randomness.
-        image: [H, W, 3] about 0..1, changed in place.
-        labels: [H, W] category ids of the stuff.
+        canvas: its image is changed in place.
     """
+    labels = canvas.labels
     height, width = labels.shape
-    unit = min(height, width) / 256.0
     for _ in range(int(rng.integers(_NUM[0], _NUM[1] + 1))):
         y, x = int(rng.integers(height)), int(rng.integers(width))
-        distance = _piece(rng, unit)
+        distance = _piece(rng, canvas.unit)
         half = distance.shape[0] // 2
         frame, part = clip_window(
             top=y - half, left=x - half, side=2 * half + 1, height=height, width=width
         )
         alpha = np.clip(0.5 - distance[part], 0.0, 1.0) * np.float32(rng.uniform(0.35, 0.8))
         alpha = alpha * (labels[frame] == labels[y, x])
-        tint = image[y, x] * 0.75 + 0.25 * rng.random(3, dtype=np.float32)
+        tint = canvas.image[:, y, x] * 0.75 + 0.25 * rng.random(3, dtype=np.float32)
         tint = np.clip(tint + np.float32(rng.choice([-0.2, 0.2])), 0.0, 1.0)
-        image[frame] += (tint - image[frame]) * alpha[..., None]
+        canvas.image[:, *frame] += (plane(tint) - canvas.image[:, *frame]) * alpha
 
 
 def _piece(rng: np.random.Generator, unit: float) -> Array:

@@ -63,11 +63,25 @@ def mix(first: Array, second: Array, amount: Array) -> Array:
     """Blend two colours or colour maps.
 
     Args:
-        first: [3] or [H, W, 3], shown where amount is 0.
-        second: [3] or [H, W, 3], shown where amount is 1.
+        first: [3] or [3, H, W], shown where amount is 0.
+        second: [3] or [3, H, W], shown where amount is 1.
         amount: [H, W] in 0..1.
 
     Returns:
-        [H, W, 3] float32.
+        [3, H, W] float32.
     """
-    return first + (second - first) * amount[..., None]
+    start = plane(first) if first.ndim == 1 else first
+    end = plane(second) if second.ndim == 1 else second
+    blend = (end - start) * amount
+    blend += start
+    return blend
+
+
+def plane(rgb: Array) -> Array:
+    """Give one colour [3] the shape [3, 1, 1] of a map."""
+    return rgb[:, None, None]
+
+
+def shifted(lch: Lch, *, hue: float = 0.0, lightness: float = 0.0) -> Lch:
+    """Move a colour in hue (degrees) and lightness."""
+    return (lch[0] + lightness, lch[1], lch[2] + hue)

@@ -18,7 +18,7 @@ MIN_VISIBLE_SHARE = 0.25
 NUM_TRIES = 24
 NUM_THINGS = (3, 8)
 EXTENT = (16.0, 120.0)  # largest extent in units of min(H, W) / 256 pixels
-MIN_EXTENT = 12.0  # pixels; keeps the smallest shapes recognisable and above the visible area
+MIN_EXTENT = 14.0  # pixels; the thinnest shape, a flat star, then still has MIN_VISIBLE_AREA
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,7 +1,7 @@
 """Paint things with colour, texture, relief and shadow, then light the scene like a camera would.
 
-Images are [H, W, 3] sRGB floats about 0..1. Light is a unit vector (x, y) that points from the
-scene towards the lamp, y down.
+Images are planar, [3, H, W] sRGB floats about 0..1. Light is a unit vector (x, y) that points from
+the scene towards the lamp, y down.
 """
 
 import numpy as np
@@ -27,12 +27,12 @@ def paint_thing(
 
     Args:
         rng: source of randomness.
-        image: [H, W, 3], changed in place.
+        image: [3, H, W], changed in place.
         placement: the thing.
         light: direction to the lamp.
     """
     patch = placement.patch
-    height, width = image.shape[:2]
+    height, width = image.shape[1:]
     frame, part = clip_window(
         top=placement.top,
         left=placement.left,
@@ -40,18 +40,18 @@ def paint_thing(
         height=height,
         width=width,
     )
-    main = _contrasting_color(rng, image[frame].mean(axis=(0, 1)))
+    main = _contrasting_color(rng, image[:, *frame].mean(axis=(1, 2)))
     _cast_shadow(rng, image, placement, light)
-    colors = _surface(rng, patch, main) * _relief(patch, light)[..., None]
-    alpha = np.clip(0.5 - patch.distance[part], 0.0, 1.0)[..., None]
-    image[frame] += (colors[part] - image[frame]) * alpha
+    colors = _surface(rng, patch, main) * _relief(patch, light)
+    alpha = np.clip(0.5 - patch.distance[part], 0.0, 1.0)
+    image[:, *frame] += (colors[:, *part] - image[:, *frame]) * alpha
 
 
 def _contrasting_color(rng: np.random.Generator, behind: Array) -> Lch:
     """First of a few random colours that stands out, else the one that does so most."""
     lab = rgb_to_lab(np.clip(behind, 0.0, 1.0))
-    lightness = rng.uniform(0.36, 0.9, _NUM_COLORS)
-    chroma = rng.uniform(0.05, 0.2, _NUM_COLORS)
+    lightness = rng.uniform(0.44, 0.92, _NUM_COLORS)
+    chroma = rng.uniform(0.09, 0.22, _NUM_COLORS)
     hue = rng.uniform(0.0, 360.0, _NUM_COLORS)
     colors = [
         (float(a), float(b), float(c)) for a, b, c in zip(lightness, chroma, hue, strict=True)
@@ -62,7 +62,7 @@ def _contrasting_color(rng: np.random.Generator, behind: Array) -> Lch:
 
 
 def _surface(rng: np.random.Generator, patch: Patch, main: Lch) -> Array:
-    """[P, P, 3] colours of a shape: its main colour with a pattern in a related one."""
+    """[3, P, P] colours of a shape: its main colour with a pattern in a related one."""
     step = -0.16 if main[0] > 0.62 else 0.16
     related = (main[0] + step, main[1], main[2] + float(rng.uniform(-50, 50)))
     pattern = _pattern(rng, patch) * np.float32(rng.uniform(0.55, 1.0))
@@ -107,7 +107,7 @@ def _relief(patch: Patch, light: tuple[float, float]) -> Array:
 def _cast_shadow(
     rng: np.random.Generator, image: Array, placement: Placement, light: tuple[float, float]
 ) -> None:
-    height, width = image.shape[:2]
+    height, width = image.shape[1:]
     unit = min(height, width) / 256.0
     lift = float(rng.uniform(2.0, 6.0)) * unit
     distance = placement.patch.distance
@@ -120,7 +120,7 @@ def _cast_shadow(
     )
     softness = np.float32(max(1.3 * lift, 1.0))
     shade = textures.ramp(0.5 - distance[part] / (2.0 * softness))
-    image[frame] *= (1.0 - np.float32(0.42) * shade)[..., None]
+    image[:, *frame] *= 1.0 - np.float32(0.42) * shade
 
 
 def light_scene(rng: np.random.Generator, image: Array, light: tuple[float, float]) -> Array:
@@ -128,31 +128,40 @@ def light_scene(rng: np.random.Generator, image: Array, light: tuple[float, floa
 
     Args:
         rng: source of randomness.
-        image: [H, W, 3] about 0..1; not changed.
+        image: [3, H, W] about 0..1; not changed.
         light: direction to the lamp.
 
     Returns:
         [H, W, 3] uint8.
     """
-    height, width = image.shape[:2]
+    height, width = image.shape[1:]
     y = np.linspace(-1.0, 1.0, height, dtype=np.float32)
     x = np.linspace(-1.0, 1.0, width, dtype=np.float32)
     tilt = np.float32(rng.uniform(0.02, 0.12))
     gain = 1.0 + tilt * (x * np.float32(light[0]) + (y * np.float32(light[1]))[:, None])
     gain -= np.float32(rng.uniform(0.02, 0.09)) * (x * x + (y * y)[:, None])
-    if rng.random() < 0.4:
+    if rng.random() < 0.35:
         cover = textures.octaves(rng, y * 1.6, x * 1.6, 2)
-        gain *= 1.0 - 0.22 * textures.ramp((cover - 0.5) / 0.12)
-    lit = _blur(image * gain[..., None], float(rng.uniform(0.0, 0.11)))
+        gain *= 1.0 - 0.18 * textures.ramp((cover - 0.5) / 0.12)
+    lit = _blur(image * (255.0 * gain), float(rng.uniform(0.0, 0.11)))
     noise = rng.standard_normal(lit.shape, dtype=np.float32)
-    lit = lit * 255.0 + noise * np.float32(rng.uniform(0.6, 3.2))
-    return np.clip(np.rint(lit), 0.0, 255.0).astype(np.uint8)
+    noise *= np.float32(rng.uniform(0.6, 3.2))
+    noise += lit
+    np.clip(np.rint(noise, out=noise), 0.0, 255.0, out=noise)
+    return np.ascontiguousarray(noise.astype(np.uint8).transpose(1, 2, 0))
 
 
 def _blur(image: Array, amount: float) -> Array:
     """Separable three-tap blur; `amount` is the weight of each neighbour, edges repeat."""
-    side = np.float32(amount)
-    padded = np.concatenate([image[:1], image, image[-1:]], axis=0)
-    rows = image * (1.0 - 2.0 * side) + (padded[:-2] + padded[2:]) * side
-    padded = np.concatenate([rows[:, :1], rows, rows[:, -1:]], axis=1)
-    return rows * (1.0 - 2.0 * side) + (padded[:, :-2] + padded[:, 2:]) * side
+    for axis in (1, 2):
+        size = image.shape[axis]
+        before, after = (
+            np.maximum(np.arange(size) - 1, 0),
+            np.minimum(np.arange(size) + 1, size - 1),
+        )
+        sides = np.take(image, before, axis=axis)
+        sides += np.take(image, after, axis=axis)
+        sides *= np.float32(amount)
+        image = image * np.float32(1.0 - 2.0 * amount)
+        image += sides
+    return image

@@ -6,7 +6,6 @@ import numpy as np
 
 from segtrain.data.synthetic.background import draw_background
 from segtrain.data.synthetic.categories import CATEGORY_ID
-from segtrain.data.synthetic.clutter import draw_clutter
 from segtrain.data.synthetic.layout import Placement, place_things
 from segtrain.data.synthetic.paint import light_scene, paint_thing, shadow_margin
 
@@ -67,21 +66,21 @@ def generate_scene(*, seed: int, index: int, size: tuple[int, int] = (256, 256))
     if seed < 0 or index < 0:
         raise ValueError(f"seed and index must be >= 0, got seed {seed}, index {index}; use 0")
     width, height = size
-    streams = np.random.SeedSequence([seed, index, width, height]).spawn(5)
-    layout, stuff, clutter, surface, camera = (np.random.default_rng(s) for s in streams)
+    streams = np.random.SeedSequence([seed, index, width, height]).spawn(4)
+    layout, stuff, surface, camera = (np.random.default_rng(s) for s in streams)
     placed, instance = place_things(
         layout, height=height, width=width, margin=shadow_margin(height, width)
     )
-    image, semantic = draw_background(stuff, height=height, width=width)
-    draw_clutter(clutter, image, semantic)
+    canvas = draw_background(stuff, height=height, width=width)
     turn = float(camera.uniform(-2.6, -0.55))  # the lamp is above the scene
     light = (float(np.cos(turn)), float(np.sin(turn)))
     for placement in placed:
-        paint_thing(surface, image, placement, light)
+        paint_thing(surface, canvas.image, placement, light)
     objects = tuple(_describe(p, k, instance) for k, p in enumerate(placed, start=1))
+    semantic = canvas.labels
     for thing in objects:
         semantic[instance == thing.instance_id] = thing.category_id
-    image = light_scene(camera, image, light)
+    image = light_scene(camera, canvas.image, light)
     return Scene(image=image, semantic=semantic, instance=instance, objects=objects)
 
 

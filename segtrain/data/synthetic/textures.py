@@ -32,11 +32,13 @@ def value_noise(rng: np.random.Generator, ys: Array, xs: Array) -> Array:
     x = xs - low_x + phase[1]
     row, column = y.astype(np.int64), x.astype(np.int64)
     lattice = rng.random((int(row.max()) + 2, int(column.max()) + 2), dtype=np.float32)
-    weight_y = ramp(y - row)[:, None]
-    weight_x = ramp(x - column)
+    weight_y = ramp(y - np.floor(y))[:, None]
+    weight_x = ramp(x - np.floor(x))
     rows = lattice[row] + (lattice[row + 1] - lattice[row]) * weight_y
-    left = np.take(rows, column, axis=1)
-    return left + (np.take(rows, column + 1, axis=1) - left) * weight_x
+    left, right = np.take(rows, column, axis=1), np.take(rows, column + 1, axis=1)
+    right -= left
+    right *= weight_x
+    return left + right
 
 
 def octaves(rng: np.random.Generator, ys: Array, xs: Array, num: int = 4) -> Array:
