@@ -12,8 +12,9 @@ from d2ctx.install.source import LOCAL_LABEL, REVISION, UPSTREAM_VERSION
 
 START_OVER = "python -m pip uninstall --yes detectron2 && python -m d2ctx.install"
 
-# Import name -> name on the package index, where they differ.
+# Import name -> what to install for it, where that is not the same name.
 _DISTRIBUTIONS = {
+    "torch": "torch torchvision",
     "cv2": "opencv-python-headless",
     "PIL": "pillow",
     "yaml": "pyyaml",
@@ -99,7 +100,7 @@ class Installed:
         """Return the one command that mends an installation that cannot be imported."""
         if self.missing and not self.missing.startswith("detectron2"):
             module = self.missing.partition(".")[0]
-            return f"python -m pip install '{_DISTRIBUTIONS.get(module, module)}'"
+            return f"python -m pip install {_DISTRIBUTIONS.get(module, module)}"
         if re.search(r"undefined symbol|DLL load|\.so|\.dylib|_C", self.error or ""):
             return BUILD_FROM_SOURCE
         return START_OVER

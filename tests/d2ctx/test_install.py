@@ -72,8 +72,8 @@ def test_only_our_own_older_version_is_replaced() -> None:
 @pytest.mark.parametrize(
     ("error", "missing", "command"),
     [
-        ("ModuleNotFoundError: No module named 'cv2'", "cv2", "install 'opencv-python-headless'"),
-        ("ModuleNotFoundError: No module named 'torch'", "torch", "pip install 'torch'"),
+        ("ModuleNotFoundError: No module named 'cv2'", "cv2", "install opencv-python-headless"),
+        ("ModuleNotFoundError: No module named 'torch'", "torch", "pip install torch torchvision"),
         ("ImportError: _C.so: undefined symbol: _ZN3c10", None, "--no-build-isolation"),
         ("AttributeError: module 'PIL.Image' has no attribute 'LINEAR'", None, "pip uninstall"),
     ],
