@@ -1,0 +1,25 @@
+"""Every difference between Detectron2's versions, and every path that is not public there."""
+
+from collections.abc import Mapping
+
+from detectron2.checkpoint.c2_model_loading import align_and_update_state_dicts
+from torch import Tensor
+
+
+# ---- weights ---------------------------------------------------------------------------------
+def align_names(
+    model_state: Mapping[str, Tensor], weights: Mapping[str, Tensor], *, caffe2: bool
+) -> dict[str, Tensor]:
+    """Rename a file's tensors to the model's names that end in them.
+
+    The same function in 0.5, 0.6 and main, never exported.
+
+    Args:
+        model_state: The model's `state_dict()`.
+        weights: The file's tensors.
+        caffe2: Whether the file has Caffe2's names.
+
+    Returns:
+        The tensors, under the model's names where one was found.
+    """
+    return align_and_update_state_dicts(dict(model_state), dict(weights), c2_conversion=caffe2)
