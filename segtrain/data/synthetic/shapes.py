@@ -50,7 +50,9 @@ def ellipse_distance(x: Array, y: Array, rx: float, ry: float) -> Array:
     """
     k0 = np.hypot(x / rx, y / ry)
     k1 = np.hypot(x / rx**2, y / ry**2)
-    return k0 * (k0 - 1.0) / np.maximum(k1, np.float32(1e-6))
+    ratio = np.full_like(k1, min(rx, ry))  # the limit at the centre
+    np.divide(k0, k1, out=ratio, where=k1 > 0.0)
+    return ratio * (k0 - 1.0)
 
 
 def polygon_distance(x: Array, y: Array, vertices: np.ndarray) -> Array:

@@ -1,0 +1,128 @@
+import argparse
+import subprocess
+import sys
+
+import pytest
+
+from segtrain.cli import build_parser, main
+from segtrain.data.synthetic import FORMATS
+
+
+def synth(*arguments):
+    return main(["data", "synth", *(str(a) for a in arguments)])
+
+
+def test_synth_writes_then_says_already_there(tmp_path, capsys):
+    arguments = ["--out", tmp_path / "set", "--num", 4, "--seed", 2, "--size", "48x32"]
+    assert synth(*arguments) == 0
+    assert "wrote 3 train and 1 val images (coco)" in capsys.readouterr().out
+    assert synth(*arguments) == 0
+    assert capsys.readouterr().out.startswith("already there: ")
+
+
+def test_one_number_is_a_square(tmp_path):
+    parsed = build_parser().parse_args(
+        ["data", "synth", "--out", "x", "--num", "1", "--size", "64"]
+    )
+    assert parsed.size == (64, 64)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "text"),
+    [
+        (["--num", 0], "num must be 1..1000000, got 0"),
+        (["--num", 1, "--size", "7"], "size must be 32..4096 pixels per side, got 7x7"),
+        (["--num", 1, "--size", "axb"], "expected SIDE or WxH like 256 or 384x256, got 'axb'"),
+        (["--num", "many"], "argument --num: invalid int value: 'many'"),
+        (["--num", 1, "--format", "voc"], "choose from"),
+        (["--num", 1, "--val-fraction", 2], "val-fraction must be at least 0 and below 1"),
+        ([], "the following arguments are required: --num"),
+    ],
+)
+def test_wrong_use_is_one_line_and_exit_code_2(tmp_path, capsys, arguments, text):
+    try:
+        code = synth("--out", tmp_path / "set", *arguments)
+    except SystemExit as stop:
+        code = stop.code
+    lines = capsys.readouterr().err.splitlines()
+    assert code == 2
+    assert len(lines) == 1
+    assert text in lines[0]
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_foreign_directory_is_refused_in_one_line(tmp_path, capsys):
+    (tmp_path / "notes").write_text("mine")
+    assert synth("--out", tmp_path, "--num", 1, "--size", 32) == 2
+    assert capsys.readouterr().err.count("\n") == 1
+
+
+def test_progress_counts_up_on_one_line_on_a_terminal(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)
+    assert synth("--out", tmp_path / "set", "--num", 2, "--size", 32) == 0
+    assert capsys.readouterr().err == "\rdrawing 1/2\rdrawing 2/2\n"
+
+
+def test_interrupt_is_one_line(tmp_path, capsys, monkeypatch):
+    def interrupt(**kwargs):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("segtrain.data.synthetic.writers.write_dataset", interrupt)
+    assert synth("--out", tmp_path / "set", "--num", 2) == 130
+    assert capsys.readouterr().err == "segtrain: interrupted\n"
+
+
+@pytest.mark.parametrize("command", [[], ["data"], ["data", "synth"]])
+def test_help_at_every_level(capsys, command):
+    with pytest.raises(SystemExit) as stop:
+        main([*command, "--help"])
+    assert stop.value.code == 0
+    text = capsys.readouterr().out
+    assert text.startswith(" ".join(["usage: segtrain", *command]))
+    if command != ["data"]:
+        assert "examples:" in text
+
+
+def test_formats_in_the_help_are_those_of_the_writer():
+    def action(parser, name):
+        return next(a for a in parser._actions if name in (a.dest, *a.option_strings))
+
+    parser = build_parser()
+    for name in ("data", "synth"):
+        groups = (a for a in parser._actions if isinstance(a, argparse._SubParsersAction))
+        parser = next(groups).choices[name]
+    assert tuple(action(parser, "--format").choices) == FORMATS
+
+
+def test_import_is_quiet_and_light():
+    code = (
+        "import sys, segtrain, segtrain.cli; segtrain.cli.build_parser(); "
+        "heavy = {'torch', 'numpy', 'PIL', 'detectron2', 'fvcore', 'd2ctx'} & set(sys.modules); "
+        "sys.exit(f'loaded {heavy}' if heavy else 0)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-W", "error", "-c", code], capture_output=True, text=True, check=False
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_module_runs_like_the_command(tmp_path):
+    done = subprocess.run(
+        [
+            sys.executable,
+            "-W",
+            "error",
+            "-m",
+            "segtrain",
+            "data",
+            "synth",
+            "--out",
+            str(tmp_path / "set"),
+        ]
+        + ["--num", "2", "--size", "32", "--workers", "1"],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    assert (tmp_path / "set" / "synth.json").exists()
