@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 
 from segtrain.data.synthetic import textures
 from segtrain.data.synthetic.categories import THINGS
+from segtrain.data.synthetic.color import lch_to_rgb, rgb_to_lab
 from segtrain.data.synthetic.shapes import (
     SHAPE_NAMES,
     draw_patch,
@@ -150,3 +151,19 @@ def test_patterns_repeat_and_stay_in_range():
     lines = textures.joints(y + 0.5, x + 0.5, width_y=0.1, width_x=0.1)
     assert lines[0, 0] == 0.0
     assert lines[5, 0] == 1.0
+
+
+def test_colors_convert_there_and_back_inside_the_gamut():
+    np.testing.assert_allclose(lch_to_rgb((1.0, 0.0, 0.0)), 1.0, atol=1e-3)
+    for lightness, hue in [(0.3, 20.0), (0.6, 140.0), (0.8, 250.0)]:
+        lab = rgb_to_lab(lch_to_rgb((lightness, 0.04, hue)))
+        turn = np.deg2rad(hue)
+        expected = [lightness, 0.04 * np.cos(turn), 0.04 * np.sin(turn)]
+        np.testing.assert_allclose(lab, expected, atol=1e-3)
+
+
+def test_colors_outside_the_gamut_keep_lightness_and_hue():
+    for hue in range(0, 360, 30):
+        lightness, a, b = rgb_to_lab(lch_to_rgb((0.7, 0.3, float(hue))))
+        assert lightness == pytest.approx(0.7, abs=0.01)
+        assert np.cos(np.arctan2(b, a) - np.deg2rad(hue)) > 0.995

@@ -28,7 +28,16 @@ def run_lengths(mask: np.ndarray) -> list[int]:
 
 
 def image_entry(*, index: int, file_name: str, scene: Scene) -> Json:
-    """Build the COCO `images` entry of scene number `index`; its id is index + 1."""
+    """Build the COCO `images` entry of a scene.
+
+    Args:
+        index: number of the scene; the id is index + 1.
+        file_name: name of the image file.
+        scene: the scene.
+
+    Returns:
+        The entry.
+    """
     height, width = scene.semantic.shape
     return {
         "id": index + 1,

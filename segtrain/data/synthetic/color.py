@@ -3,6 +3,8 @@
 Conversion constants: B. Ottosson, "A perceptual color space for image processing" (2020).
 """
 
+import math
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -11,29 +13,38 @@ Lch = tuple[float, float, float]
 
 
 def lch_to_rgb(lch: Lch) -> Array:
-    """Convert one OKLCH colour to sRGB.
+    """Convert one OKLCH colour to sRGB; chroma yields where the gamut ends, hue does not.
 
     Args:
         lch: lightness 0..1, chroma 0..0.4, hue in degrees.
 
     Returns:
-        [3] float32 in 0..1, clipped to the sRGB gamut.
+        [3] float32 in 0..1.
     """
     lightness, chroma, hue = lch
-    a = chroma * np.cos(np.deg2rad(hue))
-    b = chroma * np.sin(np.deg2rad(hue))
+    for share in (1.0, 0.85, 0.7, 0.55, 0.4, 0.25):
+        linear = _lch_to_linear(lightness, chroma * share, math.radians(hue))
+        if min(linear) >= -1e-3 and max(linear) <= 1.001:
+            break
+    return np.array([_encode(value) for value in linear], dtype=np.float32)
+
+
+def _lch_to_linear(lightness: float, chroma: float, hue: float) -> tuple[float, float, float]:
+    a, b = chroma * math.cos(hue), chroma * math.sin(hue)
     long = (lightness + 0.3963377774 * a + 0.2158037573 * b) ** 3
     medium = (lightness - 0.1055613458 * a - 0.0638541728 * b) ** 3
     short = (lightness - 0.0894841775 * a - 1.2914855480 * b) ** 3
-    linear = np.array(
-        [
-            4.0767416621 * long - 3.3077115913 * medium + 0.2309699292 * short,
-            -1.2684380046 * long + 2.6097574011 * medium - 0.3413193965 * short,
-            -0.0041960863 * long - 0.7034186147 * medium + 1.7076147010 * short,
-        ]
-    ).clip(0.0, 1.0)
-    curve = np.where(linear <= 0.0031308, 12.92 * linear, 1.055 * linear ** (1 / 2.4) - 0.055)
-    return curve.astype(np.float32)
+    return (
+        4.0767416621 * long - 3.3077115913 * medium + 0.2309699292 * short,
+        -1.2684380046 * long + 2.6097574011 * medium - 0.3413193965 * short,
+        -0.0041960863 * long - 0.7034186147 * medium + 1.7076147010 * short,
+    )
+
+
+def _encode(linear: float) -> float:
+    """The sRGB curve, for one channel."""
+    value = min(max(linear, 0.0), 1.0)
+    return 12.92 * value if value <= 0.0031308 else 1.055 * value ** (1 / 2.4) - 0.055
 
 
 def rgb_to_lab(rgb: Array) -> Array:

@@ -89,7 +89,16 @@ def dots(y: Array, x: Array, radius: float = 0.3, softness: float = 0.12) -> Arr
 
 
 def checks(y: Array, x: Array, softness: float = 0.25) -> Array:
-    """Chequer board with cells of half a period, soft edges, 0..1; shapes as in `dots`."""
+    """Chequer board with fields of half a cell and soft edges.
+
+    Args:
+        y: row coordinates in cells, any shape.
+        x: column coordinates in cells, broadcastable to y.
+        softness: share of the period spent in transition, > 0.
+
+    Returns:
+        Broadcast shape, 0..1.
+    """
     a, b = wave(y, softness), wave(x, softness)
     return a + b - 2.0 * a * b
 
