@@ -1,0 +1,135 @@
+"""Which data sets a run reads, and where their files lie."""
+
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from detectron2.config import CfgNode
+from detectron2.data import DatasetCatalog, MetadataCatalog
+
+from d2ctx.datasets import dataset_root
+from d2ctx.preflight.findings import Findings
+from d2ctx.suggest import did_you_mean
+
+# Metadata of Detectron2's data sets that name files or folders.
+PATH_KEYS = (
+    "json_file",
+    "image_root",
+    "image_dir",
+    "gt_dir",
+    "sem_seg_root",
+    "panoptic_root",
+    "panoptic_json",
+    "dirname",
+)
+
+
+@dataclass(frozen=True)
+class Source:
+    """One data set of the run.
+
+    Attributes:
+        name: Its registered name.
+        train: Whether the run trains on it.
+        test: Whether the run evaluates on it.
+        from_yaml: Whether `DATASETS.COCO_FORMAT` defines it.
+    """
+
+    name: str
+    train: bool
+    test: bool
+    from_yaml: bool
+
+    @property
+    def json_file(self) -> str:
+        """Annotation file."""
+        return str(MetadataCatalog.get(self.name).get("json_file", ""))
+
+    @property
+    def image_root(self) -> str:
+        """Folder of the images."""
+        return str(MetadataCatalog.get(self.name).get("image_root", ""))
+
+    @property
+    def is_coco(self) -> bool:
+        """Whether the instances come from a json in COCO's instance format."""
+        meta = MetadataCatalog.get(self.name)
+        kind = meta.get("evaluator_type")
+        # The other panoptic form takes its instances from the panoptic json.
+        separated = kind == "coco_panoptic_seg" and meta.get("sem_seg_root") is not None
+        local = self.json_file and "://" not in self.json_file
+        return bool(local) and (kind == "coco" or separated)
+
+    @property
+    def classes(self) -> list[str] | None:
+        """Class names that the registration promises, where it does."""
+        return MetadataCatalog.get(self.name).get("thing_classes")
+
+    def fix(self, key: str) -> str:
+        """How the user can correct the path of `key` (JSON or IMAGES)."""
+        if self.from_yaml:
+            return f"correct DATASETS.COCO_FORMAT.{self.name}.{key}, or {_ROOT_FIX}"
+        return _ROOT_FIX
+
+
+_ROOT_FIX = "set the environment variable DETECTRON2_DATASETS to the folder of your data sets"
+
+
+def find_sources(cfg: CfgNode, *, eval_only: bool, findings: Findings) -> list[Source]:
+    """List the registered data sets of a run, each once; unknown names become errors."""
+    names = {"TRAIN": () if eval_only else cfg.DATASETS.TRAIN, "TEST": cfg.DATASETS.TEST}
+    needed = "TEST" if eval_only else "TRAIN"
+    if not names[needed]:
+        findings.errors.append(
+            f'DATASETS.{needed} is empty; name a data set, for example DATASETS.{needed} ("a",)'
+        )
+    for key, listed in names.items():
+        for name in listed:
+            if name not in DatasetCatalog:
+                known = DatasetCatalog.list()
+                hint = did_you_mean(name, known) or "define it under DATASETS.COCO_FORMAT"
+                findings.errors.append(f"DATASETS.{key}: no data set is called {name}; {hint}")
+    unique = dict.fromkeys(name for listed in names.values() for name in listed)
+    return [
+        Source(
+            name=name,
+            train=name in names["TRAIN"],
+            test=name in names["TEST"],
+            from_yaml=name in cfg.DATASETS.COCO_FORMAT,
+        )
+        for name in unique
+        if name in DatasetCatalog
+    ]
+
+
+def present_sources(sources: list[Source], findings: Findings) -> list[Source]:
+    """The sources whose files and folders are all there; each absent path becomes an error."""
+    root = dataset_root()
+    absent = {source.name: list(_absent_paths(source)) for source in sources}
+    below_root = [p for paths in absent.values() for _, p in paths if _is_below(p, root)]
+    if below_root and not os.path.isdir(root):
+        state = "set to that" if "DETECTRON2_DATASETS" in os.environ else "not set"
+        findings.errors.append(
+            f"the data-set root {root} does not exist (DETECTRON2_DATASETS is {state}), "
+            f"expected {below_root[0]}; {_ROOT_FIX}"
+        )
+    for source in sources:
+        for key, path in absent[source.name]:
+            if os.path.isdir(root) or not _is_below(path, root):
+                yaml_key = "JSON" if key.endswith(("json", "json_file")) else "IMAGES"
+                findings.errors.append(
+                    f"{source.name}: {key} {path} does not exist; {source.fix(yaml_key)}"
+                )
+    return [source for source in sources if not absent[source.name]]
+
+
+def _absent_paths(source: Source) -> Iterator[tuple[str, str]]:
+    meta = MetadataCatalog.get(source.name)
+    for key in PATH_KEYS:
+        path = meta.get(key)
+        if path and "://" not in str(path) and not os.path.exists(path):
+            yield key, str(path)
+
+
+def _is_below(path: str, root: str) -> bool:
+    return os.path.abspath(path).startswith(os.path.abspath(root) + os.sep)
