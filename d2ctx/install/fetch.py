@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 from urllib.parse import urlsplit, urlunsplit
 
 from d2ctx.errors import UserError
+from d2ctx.install.isolated import last_line
 from d2ctx.install.source import PROJECT, SDIST_NAME, SDIST_SHA256, sha256_of, verify
 
 if TYPE_CHECKING:
@@ -97,12 +98,6 @@ def pip_settings() -> IndexSettings:
             f"{last_line(done.stderr)}; run: python -m ensurepip --upgrade"
         )
     return index_settings(parse_pip_config(done.stdout))
-
-
-def last_line(text: str) -> str:
-    """Return the last line of a program's output that is not empty."""
-    lines = [line.strip() for line in text.splitlines() if line.strip()]
-    return lines[-1] if lines else "no message"
 
 
 def without_password(url: str) -> str:

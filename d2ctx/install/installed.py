@@ -1,13 +1,12 @@
 """Find out which Detectron2, if any, this environment has, and whether it works."""
 
-import json
 import re
-import subprocess
 import sys
 from dataclasses import dataclass
 from pathlib import Path
 
 from d2ctx.install.compiled_stub import REMEDY as BUILD_FROM_SOURCE
+from d2ctx.install.isolated import ask
 from d2ctx.install.source import LOCAL_LABEL, REVISION, UPSTREAM_VERSION
 
 START_OVER = "python -m pip uninstall --yes detectron2 && python -m d2ctx.install"
@@ -15,40 +14,15 @@ START_OVER = "python -m pip uninstall --yes detectron2 && python -m d2ctx.instal
 # Import name -> what to install for it, where that is not the same name.
 _DISTRIBUTIONS = {
     "torch": "torch torchvision",
+    "fvcore": "'fvcore>=0.1.5,<0.1.6'",
+    "iopath": "'iopath>=0.1.7,<0.1.10'",
     "cv2": "opencv-python-headless",
     "PIL": "pillow",
     "yaml": "pyyaml",
     "hydra": "hydra-core",
 }
 
-# Runs in a fresh interpreter: a broken compiled module must not take this process with it. The
-# last line it prints is the answer; an import may print lines of its own before.
-_PROBE = """
-import importlib.util, json, traceback
-answer = {"present": False, "path": None, "version": None, "metadata_version": None,
-          "error": None, "missing": None}
-try:
-    spec = importlib.util.find_spec("detectron2")
-    answer["present"] = spec is not None and spec.origin is not None
-    if answer["present"]:
-        answer["path"] = spec.origin
-        from importlib import metadata
-        try:
-            found = metadata.distribution("detectron2")
-            if str(found.locate_file("detectron2/__init__.py")) == spec.origin:
-                answer["metadata_version"] = found.version
-        except metadata.PackageNotFoundError:
-            pass
-        import detectron2
-        answer["version"] = getattr(detectron2, "__version__", None)
-        import detectron2.data, detectron2.layers, detectron2.modeling
-except BaseException as error:
-    answer["error"] = f"{type(error).__name__}: {error}"
-    answer["missing"] = getattr(error, "name", None) if isinstance(error, ModuleNotFoundError) \
-        else None
-print()
-print(json.dumps(answer))
-"""
+_SCRIPT = Path(__file__).with_name("import_detectron2.py")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,6 +37,7 @@ class Installed:
             tree.
         error: Why importing it fails, or None when it works.
         missing: The module whose absence is that error, if it is one.
+        compiled: Whether its compiled operators are there.
     """
 
     present: bool
@@ -71,6 +46,7 @@ class Installed:
     metadata_version: str | None = None
     error: str | None = None
     missing: str | None = None
+    compiled: bool = False
 
     @property
     def works(self) -> bool:
@@ -115,11 +91,6 @@ def probe(*, python: str = sys.executable) -> Installed:
     Returns:
         What was found.
     """
-    # -P: a checkout of Detectron2 in the current folder is not an installation.
-    command = [python, "-P", "-c", _PROBE]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    lines = done.stdout.strip().splitlines()
-    try:
-        return Installed(**json.loads(lines[-1]))
-    except (IndexError, TypeError, ValueError):
-        return Installed(present=True, error=f"the interpreter ended with code {done.returncode}")
+    answer = ask(_SCRIPT, python=python)
+    # An interpreter that dies on the import does so because there is something to import.
+    return Installed(**({"present": True} | answer))
