@@ -144,6 +144,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         print(run(parse_args(argv)))
     except UserError as error:
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
-        return 2
-    return 0
+        message = str(error)
+    except OSError as error:
+        message = (
+            f"expected to write the cache, a temporary folder and the wheel, got: {error}; "
+            "choose folders with XDG_CACHE_HOME, TMPDIR and --wheel-dir"
+        )
+    else:
+        return 0
+    print(f"error: {' '.join(message.split())}", file=sys.stderr)
+    return 2

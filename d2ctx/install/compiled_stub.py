@@ -34,7 +34,7 @@ def __getattr__(name):
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     raise MissingCompiledOperatorError(
         f"'{name}' is a compiled Detectron2 operator (deformable convolution, rotated boxes or the "
-        "fast COCO evaluator) and this pure-Python build has none. For COCO evaluation pass "
-        "use_fast_impl=False; for the others build Detectron2 from source against your PyTorch: "
-        + REMEDY
+        "fast COCO evaluator) and this pure-Python build has none. For COCO evaluation use "
+        "COCOEvaluator, which falls back to pycocotools; for the others build Detectron2 from "
+        f"source against your PyTorch: {REMEDY}"
     )

@@ -132,7 +132,7 @@ def cache_folder() -> Path:
         if os.access(folder, os.W_OK):
             return folder
     except OSError:
-        pass
+        pass  # a home that cannot be written costs the cache, not the installation
     return Path(tempfile.mkdtemp(prefix="ctxseg-"))
 
 

@@ -52,12 +52,12 @@ TINY = {
 
 
 class Trainer(DefaultTrainer):
-    """The default trainer with evaluators that need nothing compiled."""
+    """The default trainer, evaluated as Detectron2's own training script does."""
 
     @classmethod
     def build_evaluator(cls, cfg: CfgNode, dataset_name: str) -> DatasetEvaluators:
         folder = cfg.OUTPUT_DIR
-        evaluators = [COCOEvaluator(dataset_name, output_dir=folder, use_fast_impl=False)]
+        evaluators = [COCOEvaluator(dataset_name, output_dir=folder)]
         if cfg.MODEL.META_ARCHITECTURE == "PanopticFPN":
             evaluators.append(SemSegEvaluator(dataset_name, output_dir=folder))
         return DatasetEvaluators(evaluators)
