@@ -9,7 +9,7 @@ from detectron2 import modeling
 from detectron2.config import CfgNode, get_cfg
 
 from d2ctx.errors import UserError
-from d2ctx.suggest import did_you_mean
+from d2ctx.wording import did_you_mean, plural
 from d2ctx.yaml_tree import read_yaml_tree
 
 # Configuration key -> registry that must know its value.
@@ -89,7 +89,7 @@ def _pairs(opts: list[str]) -> list[tuple[str, str]]:
             raise UserError(f"command line: got {key}; write KEY VALUE: {name} {value or '...'}")
     if len(opts) % 2:
         raise UserError(
-            f"command line: expected KEY VALUE pairs, got {len(opts)} words; "
+            f"command line: expected KEY VALUE pairs, got {plural(len(opts), 'word')}; "
             f"the last one, {opts[-1]}, has no value"
         )
     return list(zip(opts[0::2], opts[1::2], strict=True))

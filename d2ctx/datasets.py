@@ -21,7 +21,7 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.datasets import register_coco_instances
 
 from d2ctx.errors import UserError
-from d2ctx.suggest import did_you_mean
+from d2ctx.wording import did_you_mean
 
 # Key of a definition -> whether it must be there. All values are paths.
 DEFINITION_KEYS = {"JSON": True, "IMAGES": True}

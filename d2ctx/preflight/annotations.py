@@ -8,7 +8,8 @@ from math import isfinite
 from typing import Any
 
 from d2ctx.preflight.coco_json import CocoFile
-from d2ctx.preflight.findings import Findings, first_of, plural
+from d2ctx.preflight.findings import Findings
+from d2ctx.wording import first_of, plural
 
 
 class Problem(Enum):

@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from d2ctx.preflight.findings import Findings, first_of, plural
+from d2ctx.preflight.findings import Findings
 from d2ctx.preflight.sources import Source
+from d2ctx.wording import first_of, plural
 
 
 @dataclass(frozen=True)

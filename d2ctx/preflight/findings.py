@@ -1,11 +1,8 @@
-"""Where the checks write what they find, and how a list of names is cut short."""
+"""Where the checks write what they find."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from d2ctx.errors import UserError
-
-EXAMPLES = 3
 
 
 @dataclass
@@ -31,15 +28,3 @@ class Findings:
             raise UserError(f"{len(self.errors)} things to mend before this can run:\n{lines}")
         if self.errors:
             raise UserError(self.errors[0])
-
-
-def first_of(items: Sequence[object]) -> str:
-    """The first few items, and how many more there are."""
-    shown = ", ".join(str(item) for item in items[:EXAMPLES])
-    return f"{shown} and {len(items) - EXAMPLES} more" if len(items) > EXAMPLES else shown
-
-
-def plural(count: int, thing: str) -> str:
-    """`1 image`, `2 images`, `3 classes`."""
-    ending = "" if count == 1 else "es" if thing.endswith("s") else "s"
-    return f"{count} {thing}{ending}"

@@ -9,7 +9,8 @@ from PIL import Image, UnidentifiedImageError
 
 from d2ctx.preflight.cache import CheckedFiles, FileState
 from d2ctx.preflight.coco_json import CocoFile
-from d2ctx.preflight.findings import Findings, first_of, plural
+from d2ctx.preflight.findings import Findings
+from d2ctx.wording import first_of, plural
 
 _ORIENTATION = 0x0112  # EXIF tag; values of 5 and more lay the image on its side
 _WORKERS = 8

@@ -6,10 +6,11 @@ from detectron2.modeling import META_ARCH_REGISTRY, GeneralizedRCNN, RetinaNet
 from d2ctx.config_file import get_value
 from d2ctx.preflight.annotations import Wanted, check_annotations
 from d2ctx.preflight.coco_json import CocoFile, check_classes, read_coco
-from d2ctx.preflight.findings import Findings, plural
+from d2ctx.preflight.findings import Findings
 from d2ctx.preflight.images import check_images
 from d2ctx.preflight.settings import check_batch, check_devices, check_output, check_weights
 from d2ctx.preflight.sources import Source, find_sources, present_sources
+from d2ctx.wording import plural
 
 LEVELS = ("full", "headers", "off")
 

@@ -9,7 +9,7 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 
 from d2ctx.datasets import dataset_root
 from d2ctx.preflight.findings import Findings
-from d2ctx.suggest import did_you_mean
+from d2ctx.wording import did_you_mean
 
 # Metadata of Detectron2's data sets that name files or folders.
 PATH_KEYS = (

@@ -1,7 +1,9 @@
-"""Turning a name that is not known into a hint about the one that was meant."""
+"""Pieces of messages: the name that was meant, the first few of many, counted nouns."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from difflib import SequenceMatcher, get_close_matches
+
+EXAMPLES = 3  # how many of many a message names
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:
@@ -25,3 +27,15 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
 
 def _likeness(name: str, other: str) -> float:
     return SequenceMatcher(None, other, name).ratio()
+
+
+def first_of(items: Sequence[object]) -> str:
+    """The first few items, and how many more there are."""
+    shown = ", ".join(str(item) for item in items[:EXAMPLES])
+    return f"{shown} and {len(items) - EXAMPLES} more" if len(items) > EXAMPLES else shown
+
+
+def plural(count: int, thing: str) -> str:
+    """`1 image`, `2 images`, `3 classes`."""
+    ending = "" if count == 1 else "es" if thing.endswith("s") else "s"
+    return f"{count} {thing}{ending}"
