@@ -4,18 +4,32 @@ Every output pixel is a weighted mean of a k x k window of the input, with weigh
 predicted from the content. The window of a tap (dy, dx), counted row-major from the top left, is
 centred; outside the map there are zeros, and nothing is renormalised there.
 
-Letters: B batch, C channels, H W map, Ho Wo map of windows, k window, s scale or stride, q = s^2
-sub-pixels per window (up) or 1 (down).
+Every function has these methods with the same numbers:
+
+- `loop`: the definition, tap by tap, under autograd. The reference, and slow.
+- `chunked`: banded matrix products with a backward pass of its own, working memory of bounded size
+  and nothing kept but the arguments (see `banded`). No second derivatives. A non-finite feature
+  spreads over its tile instead of its window only.
+- `compiled`: torch.compile of the loop. Needs a compiler, and seconds at the first call of a shape.
+- `auto`: `chunked`.
+
+Inside a torch.compile or torch.export of the caller it is always the loop that is traced, because
+that is what compilers fuse.
+
+Letters: B batch, C channels, H W map, Ho Wo map of windows, k window, s scale or stride.
 """
 
-import math
+from collections.abc import Callable
+from functools import cache
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ctxops.banded import BandedReassembly
 from ctxops.checks import check_choice, check_map, check_positive
 from ctxops.precision import widen, widened_dtype
+from ctxops.tiling import kernel_sides
 
 METHODS = ("auto", "loop", "chunked", "compiled")
 
@@ -53,8 +67,7 @@ def reassemble_up(x: Tensor, kernels: Tensor, *, method: str = "auto") -> Tensor
     Args:
         x: Coarse map [B, C, H, W].
         kernels: [B, k^2, s^2, H, W], odd k, sub-pixel = s * sy + sx; see `normalize_kernels`.
-        method: `loop` (reference, autograd), `chunked` (bounded memory, own backward), `compiled`
-            (torch.compile of the loop: fastest once compiled) or `auto` (chunked).
+        method: `loop`, `chunked`, `compiled` or `auto`, see the head of this file.
 
     Returns:
         Map [B, C, s H, s W] in the dtype of `x`; sums are accumulated in at least float32.
@@ -63,9 +76,8 @@ def reassemble_up(x: Tensor, kernels: Tensor, *, method: str = "auto") -> Tensor
         TypeError: If an argument is not floating point.
         ValueError: If the shapes do not fit together or `method` is unknown.
     """
-    scale = _check_kernels(x, kernels, stride=1)
-    out = _reassemble(x, kernels, 1, method)  # [B, C, q, H, W]
-    return F.pixel_shuffle(out.flatten(1, 2), scale)
+    _check_kernels(x, kernels, stride=1)
+    return _reassemble(x, kernels, 1, method)
 
 
 def reassemble_down(x: Tensor, kernels: Tensor, *, stride: int, method: str = "auto") -> Tensor:
@@ -89,23 +101,27 @@ def reassemble_down(x: Tensor, kernels: Tensor, *, stride: int, method: str = "a
         ValueError: If the shapes do not fit together or `method` is unknown.
     """
     check_positive(stride, "stride")
-    if _check_kernels(x, kernels, stride=stride) != 1:
+    _check_kernels(x, kernels, stride=stride)
+    if kernels.shape[2] != 1:
         raise ValueError(
             f"kernels: expected one kernel per pixel [B, k^2, 1, Ho, Wo], got "
             f"{tuple(kernels.shape)}; sub-pixels exist in up-sampling only"
         )
-    return _reassemble(x, kernels, stride, method).squeeze(2)
+    return _reassemble(x, kernels, stride, method)
 
 
-def _check_kernels(x: Tensor, kernels: Tensor, *, stride: int) -> int:
-    """Scale s of the kernels, after a check that they fit the map."""
+def _check_kernels(x: Tensor, kernels: Tensor, *, stride: int) -> None:
+    """Refuse kernels that do not fit the map."""
     check_map(x, "x")
-    if kernels.dim() != 5 or not kernels.is_floating_point():
+    if not isinstance(kernels, Tensor) or not kernels.is_floating_point():
+        kind = kernels.dtype if isinstance(kernels, Tensor) else type(kernels).__name__
+        raise TypeError(f"kernels: expected floating point, got {kind}; use normalize_kernels")
+    if kernels.dim() != 5:
         raise ValueError(
-            "kernels: expected floating point [B, k^2, s^2, Ho, Wo], got "
-            f"{tuple(kernels.shape)} of {kernels.dtype}; use normalize_kernels"
+            f"kernels: expected [B, k^2, s^2, Ho, Wo], got shape {tuple(kernels.shape)}; "
+            "use normalize_kernels"
         )
-    size, scale = math.isqrt(kernels.shape[1]), math.isqrt(kernels.shape[2])
+    size, scale = kernel_sides(kernels)
     if size**2 != kernels.shape[1] or size % 2 == 0 or scale**2 != kernels.shape[2]:
         raise ValueError(
             "kernels: expected an odd square number of taps and a square number of sub-pixels, got "
@@ -117,26 +133,34 @@ def _check_kernels(x: Tensor, kernels: Tensor, *, stride: int) -> int:
             f"kernels: expected batch and size {expected} for a map {tuple(x.shape)} with stride "
             f"{stride}, got {(kernels.shape[0], *kernels.shape[3:])}; predict one kernel per window"
         )
-    return scale
 
 
 def _reassemble(x: Tensor, kernels: Tensor, stride: int, method: str) -> Tensor:
-    """out[b, c, q] = sum over taps of kernels[b, tap, q] * windows of x: [B, C, q, Ho, Wo]."""
+    """[B, C, H, W], [B, k^2, s^2, Ho, Wo] -> [B, C, s Ho, s Wo]."""
     check_choice(method, "method", METHODS)
-    return _loop(x, kernels, stride)
+    if method == "loop" or torch.compiler.is_compiling():
+        return _loop(x, kernels, stride)
+    if method == "compiled":
+        return _compiled_loop()(x, kernels, stride)
+    return BandedReassembly.apply(x, kernels, stride)
 
 
 def _loop(x: Tensor, kernels: Tensor, stride: int) -> Tensor:
     """The definition, tap by tap."""
-    size = math.isqrt(kernels.shape[1])
+    size, scale = kernel_sides(kernels)
     height, width = kernels.shape[-2:]
     padded = F.pad(widen(x), [size // 2] * 4)
     wide_kernels = kernels.to(widened_dtype(x.dtype))
     out = torch.zeros((), dtype=padded.dtype, device=x.device)
-    for dy in range(size):
+    for tap in range(size**2):
+        dy, dx = divmod(tap, size)
         rows = slice(dy, dy + (height - 1) * stride + 1, stride)
-        for dx in range(size):
-            columns = slice(dx, dx + (width - 1) * stride + 1, stride)
-            window = padded[:, :, None, rows, columns]  # [B, C, 1, Ho, Wo]
-            out = out + window * wide_kernels[:, None, dy * size + dx]
-    return out.to(x.dtype)
+        columns = slice(dx, dx + (width - 1) * stride + 1, stride)
+        window = padded[:, :, None, rows, columns]  # [B, C, 1, Ho, Wo]
+        out = out + window * wide_kernels[:, None, tap]  # [B, C, s^2, Ho, Wo]
+    return F.pixel_shuffle(out.flatten(1, 2), scale).to(x.dtype)
+
+
+@cache
+def _compiled_loop() -> Callable[[Tensor, Tensor, int], Tensor]:
+    return torch.compile(_loop)
