@@ -81,7 +81,8 @@ def check_annotations(file: CocoFile, wanted: Wanted, findings: Findings) -> Non
             found[problem].append(annotation["id"])
     for problem, ids in found.items():
         text, fix = problem.value
-        line = f"{file.source.name}: {plural(len(ids), 'annotation')} {text} (id {first_of(ids)})"
+        share = f"{len(ids)} of {plural(len(file.annotations), 'annotation')}"
+        line = f"{file.source.name}: {share} {text} (id {first_of(ids)})"
         (findings.errors if fix else findings.notes).append(f"{line}; {fix}" if fix else line)
 
 
@@ -118,8 +119,9 @@ def _mask_problems(
 ) -> Iterator[Problem]:
     mask, crowd = annotation.get("segmentation"), bool(annotation.get("iscrowd"))
     if isinstance(mask, dict) and mask:
-        yield from _run_length_problems(mask, image)
-        if wanted.polygons and not crowd:
+        broken = list(_run_length_problems(mask, image))
+        yield from broken
+        if wanted.polygons and not crowd and not broken:
             yield Problem.RLE_FORMAT
     elif isinstance(mask, list) and mask:
         yield from _polygon_problems(mask)

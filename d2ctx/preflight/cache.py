@@ -40,9 +40,10 @@ class CheckedFiles:
         digest = hashlib.sha256(os.path.abspath(image_root).encode()).hexdigest()[:16]
         file = cache_folder() / f"images-v1-{digest}.json"
         try:
-            return cls(file, json.loads(file.read_bytes()))
+            entries = json.loads(file.read_bytes())
         except (OSError, ValueError):
-            return cls(file)
+            entries = None
+        return cls(file, entries if isinstance(entries, dict) else {})
 
     def size_of(self, name: str, state: FileState, *, decoded: bool) -> tuple[int, int] | None:
         """Width and height of an unchanged file; None where it must be read.

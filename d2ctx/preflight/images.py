@@ -94,7 +94,9 @@ def read_size(path: str, *, decode: bool) -> tuple[int, int]:
             # JPEG can decode at 1/8 of the size: the whole stream is read, most arithmetic saved.
             image.draft("L", (max(width // 8, 1), max(height // 8, 1)))
             image.load()
-        turned = image.getexif().get(_ORIENTATION, 1) >= 5
+        # PNG decodes everything to look for EXIF behind the pixels.
+        look = decode or image.format != "PNG" or "exif" in image.info
+        turned = look and image.getexif().get(_ORIENTATION, 1) >= 5
     return (height, width) if turned else (width, height)
 
 

@@ -107,7 +107,7 @@ def _check_not_empty(cfg: CfgNode, file: CocoFile, findings: Findings) -> None:
         )
     elif unused:
         findings.notes.append(
-            f"{name}: {plural(unused, 'image')} of {len(file.images)} without an object are not "
+            f"{name}: {unused} of {plural(len(file.images), 'image')} have no object and are not "
             "trained on (DATALOADER.FILTER_EMPTY_ANNOTATIONS)"
         )
 
