@@ -14,6 +14,15 @@ _UNINSTALL = "python -m pip uninstall --yes"
 # The ranges that Detectron2 0.5, 0.6 and main all ask for: lowest allowed, first not allowed.
 RANGES = {"fvcore": ((0, 1, 5), (0, 1, 6)), "iopath": ((0, 1, 7), (0, 1, 10))}
 
+# Import name -> the probes that try this library. A torchvision that was built for another torch
+# fails inside torch.
+_PROBES_OF = {
+    "torch": ("torch", "torchvision"),
+    "torchvision": ("torchvision",),
+    "cv2": ("opencv",),
+    "pycocotools": ("pycocotools",),
+}
+
 _NUMPY_CLASH = r"_ARRAY_API|numpy\.core\.multiarray|dtype size changed|compiled using NumPy"
 
 
@@ -175,7 +184,10 @@ def check_detectron2(facts: Facts) -> Iterator[Finding]:
     elif found.outdated:
         yield problem(f"{found.describe()} is an older repackaging", "python -m d2ctx.install")
     elif not found.works:
-        yield problem(f"{found.describe()} fails: {found.error}", found.remedy())
+        causes = _PROBES_OF.get(str(found.library), ())
+        # A library that fails by itself is reported, with what to do, by its own check.
+        if not any(facts.probes[name].get("error") for name in causes):
+            yield problem(f"{found.describe()} fails: {found.error}", found.remedy())
     elif not found.compiled:
         what = (
             "Detectron2's compiled operators are missing: no deformable convolution on the GPU, "

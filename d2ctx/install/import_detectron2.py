@@ -2,6 +2,8 @@
 
 import importlib.util
 import json
+import sys
+import traceback
 from importlib import metadata
 from typing import Any
 
@@ -13,6 +15,16 @@ def owning_version(origin: str) -> str | None:
     except metadata.PackageNotFoundError:
         return None
     return found.version if str(found.locate_file("detectron2/__init__.py")) == origin else None
+
+
+def failing_library(error: BaseException) -> str | None:
+    """Return the package at fault: the missing one, or the last one that was being run."""
+    if isinstance(error, ModuleNotFoundError) and error.name:
+        return error.name.partition(".")[0]
+    frames = (frame for frame, _ in traceback.walk_tb(error.__traceback__))
+    names = [str(frame.f_globals.get("__name__")).partition(".")[0] for frame in frames]
+    packages = [name for name in names if name not in {*sys.stdlib_module_names, "__main__"}]
+    return packages[-1] if packages else None
 
 
 def compiled_operators() -> bool:
@@ -52,8 +64,10 @@ def main() -> None:
         look(answer)
     except BaseException as error:  # whatever it is, it is the answer
         answer["error"] = f"{type(error).__name__}: {error}"
-        if isinstance(error, ModuleNotFoundError):
-            answer["missing"] = error.name
+        answer |= {
+            "library": failing_library(error),
+            "missing": isinstance(error, ModuleNotFoundError),
+        }
     print("\n" + json.dumps(answer))
 
 

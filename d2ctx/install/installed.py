@@ -36,7 +36,8 @@ class Installed:
         metadata_version: The version of the distribution that owns that path; None for a source
             tree.
         error: Why importing it fails, or None when it works.
-        missing: The module whose absence is that error, if it is one.
+        library: The package that this error comes from, when it is known.
+        missing: Whether the error is that this package is not installed.
         compiled: Whether its compiled operators are there.
     """
 
@@ -45,7 +46,8 @@ class Installed:
     version: str | None = None
     metadata_version: str | None = None
     error: str | None = None
-    missing: str | None = None
+    library: str | None = None
+    missing: bool = False
     compiled: bool = False
 
     @property
@@ -74,9 +76,10 @@ class Installed:
 
     def remedy(self) -> str:
         """Return the one command that mends an installation that cannot be imported."""
-        if self.missing and not self.missing.startswith("detectron2"):
-            module = self.missing.partition(".")[0]
-            return f"python -m pip install {_DISTRIBUTIONS.get(module, module)}"
+        if self.library not in {None, "detectron2"}:
+            options = "" if self.missing else "--force-reinstall --no-deps "
+            distribution = _DISTRIBUTIONS.get(str(self.library), self.library)
+            return f"python -m pip install {options}{distribution}"
         if re.search(r"undefined symbol|DLL load|\.so|\.dylib|_C", self.error or ""):
             return BUILD_FROM_SOURCE
         return START_OVER

@@ -229,7 +229,7 @@ def test_something_optional_is_a_note_and_exit_code_0(
 
 def test_findings_that_one_command_mends_are_listed_once() -> None:
     facts = with_answer(with_versions(torch=None), "torch", error="ModuleNotFoundError")
-    failing = replace(facts.detectron2, error="ModuleNotFoundError", missing="torch")
+    failing = replace(facts.detectron2, error="ModuleNotFoundError", library="torch", missing=True)
     findings = diagnose(replace(facts, detectron2=failing))
     assert [finding.what for finding in findings] == ["torch is not installed"]
 

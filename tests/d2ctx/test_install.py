@@ -70,18 +70,26 @@ def test_only_our_own_older_version_is_replaced() -> None:
 
 
 @pytest.mark.parametrize(
-    ("error", "missing", "command"),
+    ("error", "library", "command"),
     [
         ("ModuleNotFoundError: No module named 'cv2'", "cv2", "install opencv-python-headless"),
         ("ModuleNotFoundError: No module named 'torch'", "torch", "pip install torch torchvision"),
-        ("ImportError: _C.so: undefined symbol: _ZN3c10", None, "--no-build-isolation"),
+        (
+            "ImportError: numpy.core.multiarray failed to import",
+            "cv2",
+            "pip install --force-reinstall --no-deps opencv-python-headless",
+        ),
+        ("ImportError: _C.so: undefined symbol: _ZN3c10", "detectron2", "--no-build-isolation"),
         ("AttributeError: module 'PIL.Image' has no attribute 'LINEAR'", None, "pip uninstall"),
     ],
 )
 def test_a_broken_detectron2_is_left_alone_with_a_remedy(
-    error: str, missing: str | None, command: str
+    error: str, library: str | None, command: str
 ) -> None:
-    broken = Installed(present=True, metadata_version="0.6", error=error, missing=missing)
+    missing = "No module" in error
+    broken = Installed(
+        present=True, metadata_version="0.6", error=error, library=library, missing=missing
+    )
     with pytest.raises(UserError, match="nothing was changed") as caught:
         cli.wanted(broken)
     assert error in str(caught.value)
@@ -108,6 +116,22 @@ def test_the_probe_reports_why_an_import_fails(
     monkeypatch.setattr(cli, "install", lambda wheel: pytest.fail("pip must not run"))
     assert cli.main([]) == 2
     assert "ImportError: broken on purpose" in capsys.readouterr().err
+
+
+def test_the_probe_names_the_library_at_fault(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    fake_detectron2(tmp_path, body="import fake_cv2\n")
+    found = probe()
+    assert (found.library, found.missing) == ("fake_cv2", True)
+    assert found.remedy() == "python -m pip install fake_cv2"
+    (tmp_path / "fake_cv2.py").write_text("import ctypes; ctypes.CDLL('/no/libGL.so.1')")
+    found = probe()
+    assert (found.library, found.missing) == ("fake_cv2", False)
+    assert found.remedy() == "python -m pip install --force-reinstall --no-deps fake_cv2"
+    fake_detectron2(tmp_path, body="import json; json.LINEAR\n")
+    assert probe().library == "detectron2"
 
 
 def test_a_checkout_in_the_current_folder_is_no_installation(
