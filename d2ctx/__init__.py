@@ -4,8 +4,14 @@ Importing this package loads nothing: names resolve on first use, so that the in
 doctor run where Detectron2 is still missing.
 """
 
+import warnings
 from importlib import import_module
 from typing import Any
+
+# Detectron2 compiles small functions with torch.jit when it is imported; that it should stop
+# is news for its authors, not for every user of every command.
+warnings.filterwarnings("ignore", r"`torch\.jit\.script", category=FutureWarning)
+warnings.filterwarnings("ignore", r"`torch\.jit\.script", category=DeprecationWarning)
 
 _EXPORTS = {
     "PyramidBackbone": "backbone",

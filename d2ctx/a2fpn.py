@@ -2,16 +2,17 @@
 
 from typing import Any
 
-from ctxops import build_a2fpn
 from detectron2.config import CfgNode
 from detectron2.layers import ShapeSpec
 from detectron2.modeling import build_resnet_backbone
 
+from ctxops import build_a2fpn
 from d2ctx.backbone import PyramidBackbone
 
 _SAME_NAME = (
     "OUT_CHANNELS LATERAL TOP_DOWN BOTTOM_UP GCN CONTEXT_CHANNELS GATE EXTRA_LEVEL OUT_CONV_P2 "
-    "NORMALIZE_QUERY ORTHO_WEIGHT REDUCTION_CHANNELS KERNEL_ENCODER KERNEL_UP KERNEL_DOWN REASSEMBLY"
+    "NORMALIZE_QUERY ORTHO_WEIGHT REDUCTION_CHANNELS KERNEL_ENCODER KERNEL_UP KERNEL_DOWN "
+    "REASSEMBLY"
 ).split()
 
 

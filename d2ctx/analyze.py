@@ -10,8 +10,8 @@ from detectron2.config import CfgNode
 from detectron2.modeling import build_model
 
 from d2ctx.complexity import Cost, detector_costs
-from d2ctx.errors import UserError
-from d2ctx.train_net import exit_code, load_config
+from d2ctx.config import load_config
+from d2ctx.errors import UserError, exit_code
 
 EPILOG = """examples:
   python -m d2ctx.analyze --config-file configs/d2/a2fpn/mask_rcnn_r50_a2fpn_1x.yaml
@@ -36,6 +36,7 @@ def analyze(cfg: CfgNode, *, width: int, height: int) -> dict[str, Cost]:
     cfg = cfg.clone()
     cfg.defrost()
     cfg.MODEL.DEVICE = "cpu"
+    cfg.MODEL.A2FPN.REASSEMBLY = "loop"
     model = build_model(cfg)
     if not hasattr(model, "roi_heads"):
         raise UserError(

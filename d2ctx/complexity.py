@@ -22,6 +22,8 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
+from ctxops import ContentAwarePool, ContentAwareUp
+
 BOX_ROIS, MASK_ROIS = 1000, 100
 _CONVS = (nn.Conv1d, nn.Conv2d, nn.ConvTranspose2d)
 _NORMS = (nn.BatchNorm2d, FrozenBatchNorm2d)
@@ -39,14 +41,21 @@ class Cost:
     all_macs: int = 0
 
     def __add__(self, other: "Cost") -> "Cost":
-        return Cost(*(a + b for a, b in zip(vars(self).values(), vars(other).values(), strict=True)))
+        return Cost(
+            *(a + b for a, b in zip(vars(self).values(), vars(other).values(), strict=True))
+        )
 
     def __sub__(self, other: "Cost") -> "Cost":
-        return Cost(*(a - b for a, b in zip(vars(self).values(), vars(other).values(), strict=True)))
+        return Cost(
+            *(a - b for a, b in zip(vars(self).values(), vars(other).values(), strict=True))
+        )
 
 
 def detector_costs(model: nn.Module, *, height: int, width: int) -> dict[str, Cost]:
     """Count a Faster, Mask or Cascade R-CNN by shapes alone, on the meta device.
+
+    Content-aware reassembly is counted by its definition, so it must run in its plain form here
+    (`loop`), which the counter of matrix products does not see.
 
     Args:
         model: A GeneralizedRCNN; it is moved to the meta device and has no weights afterwards.
@@ -62,7 +71,9 @@ def detector_costs(model: nn.Module, *, height: int, width: int) -> dict[str, Co
     rpn = model.proposal_generator
     image = torch.zeros(1, len(model.pixel_mean), height, width, device="meta")
     maps = {
-        name: torch.zeros(1, s.channels, -(-height // s.stride), -(-width // s.stride), device="meta")
+        name: torch.zeros(
+            1, s.channels, -(-height // s.stride), -(-width // s.stride), device="meta"
+        )
         for name, s in backbone.output_shape().items()
     }
     stem_up = _cost([backbone.bottom_up], lambda: backbone.bottom_up(image))
@@ -151,6 +162,8 @@ class _Hooked:
             self.macs += _with_background(layer, output.numel() * layer.in_features)
         elif isinstance(layer, _NORMS):
             self.macs += 2 * output.numel()
+        elif isinstance(layer, ContentAwareUp | ContentAwarePool):
+            self.reassembly += output.numel() * layer.predictor.kernel_size**2
 
 
 def _with_background(layer: nn.Module, count: int) -> int:

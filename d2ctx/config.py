@@ -1,8 +1,34 @@
 """The configuration keys that this plug-in adds to Detectron2's, one node per method."""
 
-from detectron2.config import CfgNode
+from collections.abc import Sequence
 
+from detectron2.config import CfgNode, get_cfg
+
+from d2ctx.config_file import check_registry_names, merge_config
+from d2ctx.datasets import register_coco_format
 from d2ctx.registration import register
+
+
+def load_config(config_file: str | None, opts: Sequence[str] = ()) -> CfgNode:
+    """Read a configuration and register the data sets that it defines.
+
+    Args:
+        config_file: YAML file, or None for Detectron2's defaults.
+        opts: KEY VALUE pairs that override the file.
+
+    Returns:
+        The frozen configuration.
+
+    Raises:
+        UserError: On unknown keys, wrong types, unreadable files or data-set definitions.
+    """
+    cfg = get_cfg()
+    add_d2ctx_config(cfg)
+    merge_config(cfg, config_file=config_file, opts=list(opts))
+    check_registry_names(cfg)
+    cfg.freeze()
+    register_coco_format(cfg)
+    return cfg
 
 
 def add_d2ctx_config(cfg: CfgNode) -> None:

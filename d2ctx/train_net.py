@@ -1,68 +1,51 @@
 """Training and evaluation from the command line: `projects/train_net.py` calls `main`."""
 
 import argparse
-import json
-import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from detectron2.config import CfgNode, get_cfg
-from detectron2.engine import default_argument_parser, default_setup, launch
+from detectron2.config import CfgNode
+from detectron2.engine import default_argument_parser, launch
 from detectron2.utils import comm
+from torch.multiprocessing import ProcessExitedException
 
-from d2ctx.config import add_d2ctx_config
-from d2ctx.config_file import check_registry_names, merge_config
+from d2ctx.config import load_config
 from d2ctx.datasets import register_coco_format
-from d2ctx.errors import UserError
+from d2ctx.errors import exit_code
 from d2ctx.preflight import check_run
+from d2ctx.registration import register
+from d2ctx.runs import start_run, write_json
 from d2ctx.trainer import Trainer
 from d2ctx.weights import SafeCheckpointer
 
 EPILOG = """examples:
-  train     projects/train_net.py --config-file configs/d2/a2fpn/mask_rcnn_r50_a2fpn_1x.yaml --num-gpus 4
+  train     projects/train_net.py --config-file configs/d2/a2fpn/mask_rcnn_r50_a2fpn_1x.yaml
   continue  the same with --resume
   evaluate  the same with --eval-only MODEL.WEIGHTS output/model_final.pth
   change    end the line with KEY VALUE pairs: SOLVER.BASE_LR 0.005 OUTPUT_DIR output/run2
 """
 
 
-def load_config(config_file: str | None, opts: Sequence[str] = ()) -> CfgNode:
-    """Read a configuration and register the data sets that it defines.
-
-    Args:
-        config_file: YAML file, or None for Detectron2's defaults.
-        opts: KEY VALUE pairs that override the file.
-
-    Returns:
-        The frozen configuration.
-
-    Raises:
-        UserError: On unknown keys, wrong types, unreadable files or data-set definitions.
-    """
-    cfg = get_cfg()
-    add_d2ctx_config(cfg)
-    merge_config(cfg, config_file=config_file, opts=list(opts))
-    check_registry_names(cfg)
-    cfg.freeze()
-    register_coco_format(cfg)
-    return cfg
-
-
-def run(cfg: CfgNode, args: argparse.Namespace) -> dict[str, Any]:
+def run(cfg: CfgNode, *, eval_only: bool = False, resume: bool = False) -> dict[str, Any]:
     """Train or evaluate in this process; every process of a distributed run calls it.
 
     Args:
         cfg: A configuration that passed `check_run`.
-        args: Parsed command line.
+        eval_only: Whether to evaluate instead of training.
+        resume: Whether to continue from the last checkpoint in `OUTPUT_DIR`.
 
     Returns:
         The evaluation results, empty except on the main process.
+
+    Raises:
+        UserError: If the weights cannot be used.
     """
+    register()
     register_coco_format(cfg)
-    default_setup(cfg, args)
-    results = _evaluate(cfg, args.resume) if args.eval_only else _train(cfg, args.resume)
+    start_run(cfg)
+    results = _evaluate(cfg, resume) if eval_only else _train(cfg, resume)
     if comm.is_main_process() and results:
         write_json(Path(cfg.OUTPUT_DIR, "results.json"), results)
     return results
@@ -79,24 +62,7 @@ def _train(cfg: CfgNode, resume: bool) -> dict[str, Any]:
     trainer = Trainer(cfg)
     trainer.resume_or_load(resume=resume)
     trainer.train()
-    return getattr(trainer, "_last_eval_results", {})
-
-
-def write_json(path: Path, value: Any) -> None:
-    """Write `value` so that an interruption leaves the old file or the new one, never half."""
-    partial = path.with_name(path.name + ".partial")
-    partial.write_text(json.dumps(value, indent=2, default=float) + "\n")
-    os.replace(partial, path)
-
-
-def exit_code(program: Callable[[], object]) -> int:
-    """Run a command-line program; a user error becomes one line on stderr and exit code 2."""
-    try:
-        program()
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    return 0
+    return trainer.last_results
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -114,18 +80,35 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _checked_launch(args: argparse.Namespace) -> None:
     cfg = load_config(args.config_file or None, args.opts)
-    for line in check_run(
-        cfg, eval_only=args.eval_only, resume=args.resume, num_gpus=args.num_gpus
-    ):
-        print(line)
-    launch(
-        run,
-        args.num_gpus,
+    lines = check_run(
+        cfg,
+        eval_only=args.eval_only,
+        resume=args.resume,
+        num_gpus=args.num_gpus,
         num_machines=args.num_machines,
-        machine_rank=args.machine_rank,
-        dist_url=args.dist_url,
-        args=(cfg, args),
     )
+    print("\n".join(lines))
+    if args.num_gpus * args.num_machines <= 1:
+        run(cfg, eval_only=args.eval_only, resume=args.resume)
+        return
+    try:
+        launch(
+            _worker,
+            args.num_gpus,
+            num_machines=args.num_machines,
+            machine_rank=args.machine_rank,
+            dist_url=args.dist_url,
+            args=(cfg, args.eval_only, args.resume),
+        )
+    except ProcessExitedException as error:
+        sys.exit(error.exit_code)  # the worker has told why
+
+
+def _worker(cfg: CfgNode, eval_only: bool, resume: bool) -> None:
+    """`run` in a spawned process, where a user error must not become a traceback."""
+    code = exit_code(lambda: run(cfg, eval_only=eval_only, resume=resume))
+    if code:
+        sys.exit(code)
 
 
 if __name__ == "__main__":

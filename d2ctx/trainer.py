@@ -3,6 +3,7 @@
 import logging
 import weakref
 from collections.abc import Iterable
+from typing import Any
 
 import torch
 from detectron2.config import CfgNode
@@ -55,6 +56,11 @@ class Trainer(DefaultTrainer):
     def build_evaluator(cls, cfg: CfgNode, dataset_name: str) -> DatasetEvaluator:
         """Choose by metadata, see `d2ctx.build_evaluator`."""
         return build_evaluator(cfg, dataset_name)
+
+    @property
+    def last_results(self) -> dict[str, Any]:
+        """Results of the last evaluation; empty before the first and off the main process."""
+        return getattr(self, "_last_eval_results", None) or {}
 
     def resume_or_load(self, resume: bool = True) -> None:
         """Continue from the output folder's last checkpoint, or load `MODEL.WEIGHTS`.

@@ -1,0 +1,86 @@
+"""`python -m d2ctx.report RUN [RUN ...]`: a table of results and a plot of losses and AP."""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import matplotlib.figure
+from tabulate import tabulate
+
+from d2ctx.errors import exit_code
+from d2ctx.runs import run_metrics, run_results
+
+TASKS = {"bbox": "box", "segm": "mask"}
+SCORES = ("AP", "AP50", "AP75")
+
+
+def results_table(runs: Sequence[Path]) -> str:
+    """AP of every run, one line each.
+
+    Raises:
+        UserError: If a folder is not an evaluated run.
+    """
+    header = ["run"] + [f"{name} {score}" for name in TASKS.values() for score in SCORES]
+    rows = []
+    for run in runs:
+        results = run_results(run)
+        values = [results.get(task, {}).get(score) for task in TASKS for score in SCORES]
+        rows.append([run.name, *values])
+    return tabulate(rows, header, floatfmt=".1f")
+
+
+def write_curves(runs: Sequence[Path], path: Path) -> Path:
+    """Plot total loss and AP50 against the iteration for one or several runs.
+
+    Args:
+        runs: Output folders.
+        path: PNG to write.
+
+    Returns:
+        `path`.
+
+    Raises:
+        UserError: If a folder is not a training run.
+    """
+    figure = matplotlib.figure.Figure(figsize=(11, 4), layout="constrained")
+    loss, score = figure.subplots(1, 2)
+    for run in runs:
+        records = list(run_metrics(run))
+        loss.plot(*_series(records, "total_loss"), label=run.name)
+        for task, name in TASKS.items():
+            score.plot(*_series(records, f"{task}/AP50"), marker="o", label=f"{run.name} {name}")
+    loss.set(title="total loss", xlabel="iteration", yscale="log")
+    score.set(title="AP50 on unseen images", xlabel="iteration", ylim=(0, 100))
+    for axes in (loss, score):
+        axes.grid(alpha=0.3)
+        axes.legend()
+    figure.savefig(path, dpi=120)
+    return path
+
+
+def _series(records: list[dict[str, Any]], key: str) -> tuple[list[int], list[float]]:
+    points = [(r["iteration"], r[key]) for r in records if key in r]
+    return [i for i, _ in points], [v for _, v in points]
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Command-line entry; see `--help`."""
+    parser = argparse.ArgumentParser(
+        prog="python -m d2ctx.report",
+        description="Print the AP of one or several runs and plot their losses and AP.",
+    )
+    parser.add_argument("run", type=Path, nargs="+", help="output folder of a training run")
+    parser.add_argument("--out", type=Path, help="plot to write (default: curves.png in the first)")
+    args = parser.parse_args(argv)
+    return exit_code(lambda: _print(args))
+
+
+def _print(args: argparse.Namespace) -> None:
+    print(results_table(args.run))
+    print(f"wrote {write_curves(args.run, args.out or args.run[0] / 'curves.png')}")
+
+
+if __name__ == "__main__":
+    sys.exit(main())
