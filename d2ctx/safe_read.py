@@ -17,7 +17,7 @@ from d2ctx.errors import UserError
 
 # How torch names what it refuses, and what else it finds wrong.
 _TORCH_REFUSED = re.compile(r"GLOBAL (?P<name>[\w.]+)")
-_TORCH_REASON = re.compile(r"WeightsUnpickler error: (?P<reason>[^\n]+)")
+_TORCH_REASON = re.compile(r"WeightsUnpickler error:\s*(?P<reason>[^\n]+)")
 
 
 def _numpy_parts() -> dict[str, Any]:

@@ -7,12 +7,11 @@ import torch
 from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog
 
-from d2ctx import UserError
 from d2ctx.datasets import register_coco_format
 from d2ctx.preflight import check_run
 from tests.shared_data import SHARED, needs_shared
 
-from .toy_coco import restored_catalogs, toy_config, write_toy
+from .toy_coco import refusal, restored_catalogs, toy_config, write_toy
 
 RANDOM = "note: MODEL.WEIGHTS is empty: training starts from random weights"
 
@@ -33,12 +32,6 @@ def toy(tmp_path):
 def cfg(tmp_path, toy):
     val = write_toy(tmp_path / "data", "toy_val", images=2)
     return toy_config(train=[toy], test=[val], output=tmp_path / "out")
-
-
-def refusal(cfg, **kwargs) -> str:
-    with pytest.raises(UserError) as caught:
-        check_run(cfg, **{"eval_only": False, **kwargs})
-    return str(caught.value)
 
 
 def test_a_good_run_prints_its_data_sets(cfg):

@@ -6,10 +6,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from d2ctx import UserError
 from d2ctx.preflight import check_run, images
 
-from .toy_coco import restored_catalogs, toy_config, write_toy
+from .toy_coco import refusal, restored_catalogs, toy_config, write_toy
 
 
 @pytest.fixture(autouse=True)
@@ -27,12 +26,6 @@ def toy(tmp_path):
 @pytest.fixture
 def cfg(tmp_path, toy):
     return toy_config(train=[toy], test=[], output=tmp_path / "out")
-
-
-def refusal(cfg) -> str:
-    with pytest.raises(UserError) as caught:
-        check_run(cfg, eval_only=False)
-    return str(caught.value)
 
 
 def notes(cfg) -> list[str]:

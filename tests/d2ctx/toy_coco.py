@@ -8,11 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 from detectron2.config import CfgNode, get_cfg
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from PIL import Image
 
-from d2ctx import add_d2ctx_config, register_coco_format
+from d2ctx import UserError, add_d2ctx_config, register_coco_format
+from d2ctx.preflight import check_run
 
 CLASSES = ("disc", "square", "star")
 
@@ -89,6 +91,13 @@ def toy_config(*, train: list[ToySet], test: list[ToySet], output: Path) -> CfgN
 
 def definition(toy: ToySet) -> CfgNode:
     return CfgNode({"JSON": str(toy.json_file), "IMAGES": str(toy.image_root)})
+
+
+def refusal(cfg: CfgNode, **kwargs: Any) -> str:
+    """What `check_run` objects to."""
+    with pytest.raises(UserError) as caught:
+        check_run(cfg, **{"eval_only": False, **kwargs})
+    return str(caught.value)
 
 
 @contextmanager
