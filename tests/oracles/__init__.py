@@ -1,0 +1,1 @@
+"""Slow versions of the operators, written from the equations: explicit loops in float64."""
