@@ -44,6 +44,8 @@ def add_d2ctx_config(cfg: CfgNode) -> None:
     # Share of a weight file's tensors that must find a place in the model; below it, training
     # does not start. 0 switches the check off.
     _add_missing(cfg.MODEL, "WEIGHTS_MIN_MATCH", 0.5)
+    # "SGD" (Detectron2's) or "AdamW"
+    _add_missing(cfg.SOLVER, "OPTIMIZER", "SGD")
     # COCO-format data sets by name: {JSON: file, IMAGES: folder}, absolute or relative to
     # $DETECTRON2_DATASETS.
     _add_missing(cfg.DATASETS, "COCO_FORMAT", CfgNode(new_allowed=True))

@@ -2,7 +2,6 @@
 
 import logging
 import weakref
-from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -10,12 +9,12 @@ from detectron2.config import CfgNode
 from detectron2.engine import DefaultTrainer
 from detectron2.evaluation import DatasetEvaluator
 from detectron2.modeling import build_model
-from detectron2.solver import build_optimizer
 from torch import nn
 
 from d2ctx.errors import UserError
 from d2ctx.evaluators import build_evaluator
 from d2ctx.meta_arch import AuxLossMixin
+from d2ctx.optimizer import build_optimizer
 from d2ctx.weights import SafeCheckpointer
 
 logger = logging.getLogger(__name__)
@@ -41,16 +40,8 @@ class Trainer(DefaultTrainer):
 
     @classmethod
     def build_optimizer(cls, cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
-        """Build Detectron2's optimizer, or the same with whole-model gradient clipping."""
-        clip = cfg.SOLVER.CLIP_GRADIENTS
-        if not (clip.ENABLED and clip.CLIP_TYPE == "full_model"):
-            return build_optimizer(cfg, model)
-        plain = cfg.clone()
-        plain.defrost()
-        plain.SOLVER.CLIP_GRADIENTS.ENABLED = False
-        optimizer = build_optimizer(plain, model)
-        clip_full_model(optimizer, max_norm=clip.CLIP_VALUE, norm_type=clip.NORM_TYPE)
-        return optimizer
+        """Build the optimizer of `d2ctx.optimizer`."""
+        return build_optimizer(cfg, model)
 
     @classmethod
     def build_evaluator(cls, cfg: CfgNode, dataset_name: str) -> DatasetEvaluator:
@@ -97,27 +88,3 @@ def check_aux_losses(model: nn.Module) -> None:
         f"MODEL.META_ARCHITECTURE {name} would drop the auxiliary losses {sorted(wanted())} of "
         f"the backbone; use {ours}, or set MODEL.A2FPN.ORTHO_WEIGHT 0"
     )
-
-
-def clip_full_model(
-    optimizer: torch.optim.Optimizer, *, max_norm: float, norm_type: float = 2.0
-) -> None:
-    """Clip the gradient norm over all parameters before each step of `optimizer`.
-
-    Detectron2's own types clip parameter by parameter. A gradient scaler has already unscaled
-    the gradients when the optimizer steps, so the norm is the true one under mixed precision.
-
-    Args:
-        optimizer: The optimizer to change in place.
-        max_norm: Largest allowed norm.
-        norm_type: Which norm.
-    """
-
-    def clip(stepping: torch.optim.Optimizer, *_: object) -> None:
-        nn.utils.clip_grad_norm_(_all_parameters(stepping), max_norm, norm_type)
-
-    optimizer.register_step_pre_hook(clip)
-
-
-def _all_parameters(optimizer: torch.optim.Optimizer) -> Iterable[nn.Parameter]:
-    return [p for group in optimizer.param_groups for p in group["params"]]
