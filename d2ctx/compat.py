@@ -1,5 +1,6 @@
 """Every difference between Detectron2's versions, and every path that is not public there."""
 
+import warnings
 from collections.abc import Mapping
 
 from detectron2.checkpoint.c2_model_loading import align_and_update_state_dicts
@@ -23,3 +24,17 @@ def align_names(
         The tensors, under the model's names where one was found.
     """
     return align_and_update_state_dicts(dict(model_state), dict(weights), c2_conversion=caffe2)
+
+
+# ---- notices ---------------------------------------------------------------------------------
+# Warnings of PyTorch about Detectron2's own lines (all versions), which no user can act on.
+_NOTICES = (
+    r"Creating a tensor from a list of numpy\.ndarrays",
+    r"The given NumPy array is not writable",
+)
+
+
+def silence_notices() -> None:
+    """Hide the warnings that Detectron2's data loading causes once per process."""
+    for message in _NOTICES:
+        warnings.filterwarnings("ignore", message, UserWarning, module=r"detectron2\.")

@@ -13,6 +13,7 @@ from detectron2.utils.collect_env import collect_env_info
 from detectron2.utils.env import seed_all_rng
 from detectron2.utils.logger import setup_logger
 
+from d2ctx.compat import silence_notices
 from d2ctx.config import load_config
 from d2ctx.errors import UserError
 
@@ -35,6 +36,7 @@ def start_run(cfg: CfgNode) -> None:
     comm.synchronize()
     for name in ("fvcore", "detectron2", "d2ctx"):
         setup_logger(str(folder), distributed_rank=rank, name=name)
+    silence_notices()
     seed_all_rng(None if cfg.SEED < 0 else cfg.SEED + rank)
     torch.backends.cudnn.benchmark = cfg.CUDNN_BENCHMARK
 
