@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from ctxops.channel_attention import ChannelAttention
 from ctxops.checks import check_choice, check_positive
 from ctxops.context import MultiLevelContext
-from ctxops.fusion import GuidedBottomUp, GuidedTopDown, SumFusion
+from ctxops.fusion import GuidedBottomUp, GuidedFusion, GuidedTopDown, SumFusion
 from ctxops.init import conv2d
 from ctxops.lateral import FIRST_LEVEL, ConvLateral, PyramidLateral, level_names
 from ctxops.reassembly import METHODS
@@ -161,20 +161,16 @@ class _StepFactory:
             return SumFusion(resample=nn.Upsample(scale_factor=2.0, mode="nearest"))
         guided = kind == "gacarafe"
         predictor = self._predictor(self.kernel_up, guided=guided, scale=2)
-        resample = ContentAwareUp(predictor=predictor, reassembly=self.reassembly)
-        if guided:
-            return GuidedTopDown(resample=resample, attention=self._attention())
-        return SumFusion(resample=resample)
+        up = ContentAwareUp(predictor=predictor, reassembly=self.reassembly)
+        return self._guided(GuidedTopDown, up) if guided else SumFusion(resample=up)
 
     def bottom_up(self, kind: str) -> nn.Module:
         if kind == "conv":
             return SumFusion(resample=conv2d(self.channels, self.channels, 3, stride=2))
         guided = kind == "gacap"
         predictor = self._predictor(self.kernel_down, guided=guided, stride=2)
-        resample = ContentAwarePool(predictor=predictor, reassembly=self.reassembly)
-        if guided:
-            return GuidedBottomUp(resample=resample, attention=self._attention())
-        return SumFusion(resample=resample)
+        pool = ContentAwarePool(predictor=predictor, reassembly=self.reassembly)
+        return self._guided(GuidedBottomUp, pool) if guided else SumFusion(resample=pool)
 
     def _predictor(
         self, kernel_size: int, *, guided: bool, scale: int = 1, stride: int = 1
@@ -189,12 +185,13 @@ class _StepFactory:
             num_blends=1 if guided else 0,
         )
 
-    def _attention(self) -> ChannelAttention:
-        return ChannelAttention(
+    def _guided(self, step: type[GuidedFusion], resample: nn.Module) -> GuidedFusion:
+        attention = ChannelAttention(
             in_channels=2 * self.channels,
             hidden_channels=max(1, self.channels // 2),
             gate_scale=self.gate_scale,
         )
+        return step(resample=resample, attention=attention)
 
 
 def build_a2fpn(

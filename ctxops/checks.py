@@ -39,23 +39,23 @@ def check_map(x: Tensor, name: str, *, channels: int | None = None) -> None:
         )
 
 
-def check_neighbours(first: Tensor, second: Tensor, names: str) -> None:
-    """Refuse two maps that are not neighbouring levels of a pyramid: one half the other.
+def check_neighbours(finer: Tensor, coarser: Tensor, names: str) -> None:
+    """Refuse two maps that are not neighbouring levels of a pyramid, one half the other.
 
     Args:
-        first: Map [B, C, H, W].
-        second: Map [B, C', H', W'], either ceil(H / 2) x ceil(W / 2) or the finer one of the two.
+        finer: Map [B, C, H, W].
+        coarser: Map [B, C', ceil(H / 2), ceil(W / 2)].
         names: What the caller calls them.
 
     Raises:
-        ValueError: If neither map is half the other, rounded up.
+        ValueError: If the coarser map is not half the finer one, rounded up.
     """
-    sizes = tuple(first.shape[-2:]), tuple(second.shape[-2:])
-    halves = [tuple((extent + 1) // 2 for extent in size) for size in sizes]
-    if sizes[1] != halves[0] and sizes[0] != halves[1]:
+    expected = tuple((extent + 1) // 2 for extent in finer.shape[-2:])
+    if tuple(coarser.shape[-2:]) != expected:
         raise ValueError(
-            f"{names}: expected sizes of neighbouring levels, one half the other (rounded up), got "
-            f"{sizes[0]} and {sizes[1]}; pad the image to a multiple of the coarsest stride"
+            f"{names}: expected sizes of neighbouring levels, the coarser one half the finer one "
+            f"(rounded up): {expected} for {tuple(finer.shape[-2:])}, got "
+            f"{tuple(coarser.shape[-2:])}; pad the image to a multiple of the coarsest stride"
         )
 
 

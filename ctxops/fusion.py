@@ -39,17 +39,17 @@ class SumFusion(nn.Module):
             TypeError: If a map is not floating point.
             ValueError: If the widths differ or the sizes are not those of neighbouring levels.
         """
-        _check_levels(source, target)
+        finer, coarser = sorted((source, target), key=Tensor.numel, reverse=True)
+        _check_levels(finer, coarser)
         return crop(self.resample(source), target.shape[-2:]) + target
 
 
-class GuidedTopDown(nn.Module):
-    """GACARAFE: P_i^td = S^ * up(P_{i+1}^td) + Sv * P_i^lc (A²-FPN, Eqs. 7 to 10).
-
-    Up-sampling kernels and channel weights see both levels, at the coarse resolution.
+class GuidedFusion(nn.Module):
+    """What both guided steps are made of; they differ in where the guide lives.
 
     Args:
-        resample: (map [B, D, H, W], guide [B, 2D, H, W]) to a map twice the size.
+        resample: (source [B, D, H, W], guide [B, 2D, H, W]) to a map of the size of the target, or
+            one row or column larger.
         attention: Guide [B, 2D, H, W] to channel weights [B, 2D, 1, 1]: S^ first, then Sv.
     """
 
@@ -57,6 +57,13 @@ class GuidedTopDown(nn.Module):
         super().__init__()
         self.resample = resample
         self.attention = attention
+
+
+class GuidedTopDown(GuidedFusion):
+    """GACARAFE: P_i^td = S^ * up(P_{i+1}^td) + Sv * P_i^lc (A²-FPN, Eqs. 7 to 10).
+
+    Up-sampling kernels and channel weights see both levels, at the coarse resolution.
+    """
 
     def forward(self, source: Tensor, target: Tensor) -> Tensor:
         """Merge two levels at the fine resolution.
@@ -72,30 +79,21 @@ class GuidedTopDown(nn.Module):
             TypeError: If a map is not floating point.
             ValueError: If the widths differ or the sizes are not those of neighbouring levels.
         """
-        _check_levels(source, target)
+        _check_levels(target, source)
         guide = torch.cat([source, max_pool(target, stride=2)], dim=1)  # [B, 2D, H, W]
         up = crop(self.resample(source, guide), target.shape[-2:])
         source_weight, target_weight = self.attention(guide).chunk(2, dim=1)
         return source_weight * up + target_weight * target
 
 
-class GuidedBottomUp(nn.Module):
+class GuidedBottomUp(GuidedFusion):
     """GACAP: P_i^bu = S^ * P_i^td + Sv * pool(P_{i-1}^bu) (A²-FPN, Eqs. 11 to 13).
 
     Pooling kernels and channel weights see both levels, at the fine resolution.
 
     Deviation: the paper does not give the corner convention of the bilinear resize; pixel edges are
     matched (align_corners False).
-
-    Args:
-        resample: (map [B, D, H, W], guide [B, 2D, H, W]) to a map half the size.
-        attention: Guide [B, 2D, H, W] to channel weights [B, 2D, 1, 1]: S^ first, then Sv.
     """
-
-    def __init__(self, *, resample: nn.Module, attention: nn.Module) -> None:
-        super().__init__()
-        self.resample = resample
-        self.attention = attention
 
     def forward(self, source: Tensor, target: Tensor) -> Tensor:
         """Merge two levels at the coarse resolution.
@@ -119,7 +117,7 @@ class GuidedBottomUp(nn.Module):
         return target_weight * target + source_weight * down
 
 
-def _check_levels(source: Tensor, target: Tensor) -> None:
-    check_map(source, "source")
-    check_map(target, "target", channels=source.shape[1])
-    check_neighbours(source, target, "source and target")
+def _check_levels(finer: Tensor, coarser: Tensor) -> None:
+    check_map(finer, "finer map")
+    check_map(coarser, "coarser map", channels=finer.shape[1])
+    check_neighbours(finer, coarser, "maps to merge")

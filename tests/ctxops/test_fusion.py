@@ -124,15 +124,33 @@ def test_plain_sum_crops_to_the_target():
         torch.testing.assert_close(out[..., row, column], expected)
 
 
-@pytest.mark.parametrize("make", [top_down, bottom_up])
-def test_steps_refuse_maps_that_are_no_neighbours(make):
-    step = make()
-    with pytest.raises(
-        ValueError, match=r"one half the other \(rounded up\), got \(7, 10\) and \(3, 5\)"
-    ):
-        step(feature(FINE), feature((3, 5)))
-    with pytest.raises(ValueError, match="target: expected 4 channels, got 3"):
-        step(feature(FINE), feature(COARSE, 3))
+def plain_sum():
+    return SumFusion(resample=nn.Upsample(scale_factor=2.0))
+
+
+@pytest.mark.parametrize(
+    ("make", "sizes"),
+    [
+        (top_down, [(3, 5), FINE]),
+        (top_down, [FINE, COARSE]),
+        (bottom_up, [FINE, (3, 5)]),
+        (bottom_up, [COARSE, FINE]),
+        (plain_sum, [(3, 5), FINE]),
+        (plain_sum, [FINE, (5, 5)]),
+    ],
+)
+def test_steps_refuse_maps_that_are_no_neighbours(make, sizes):
+    with pytest.raises(ValueError, match=r"the coarser one half the finer one \(rounded up\): "):
+        make()(*(feature(size) for size in sizes))
+
+
+@pytest.mark.parametrize(
+    ("make", "sizes"),
+    [(top_down, [COARSE, FINE]), (bottom_up, [FINE, COARSE]), (plain_sum, [COARSE, FINE])],
+)
+def test_steps_refuse_maps_of_different_widths(make, sizes):
+    with pytest.raises(ValueError, match=r"coarser map: expected \d channels, got \d"):
+        make()(feature(sizes[0]), feature(sizes[1], 3))
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,1 @@
+"""Measurements of public functions; see README.md for the method."""
