@@ -110,9 +110,5 @@ def _add_patches(tiles: Tiles, padded: Tensor, patches: Tensor) -> None:
     """Add patches [T, C, K] into a padded map; those that overlap go in one after the other."""
     target = tiles.patches_of(padded)
     source = patches.view(target.shape)
-    row_groups = -(-tiles.patch[0] // (tiles.height * tiles.stride))
-    column_groups = -(-tiles.patch[1] // (tiles.width * tiles.stride))
-    for row in range(min(row_groups, tiles.rows)):
-        for column in range(min(column_groups, tiles.columns)):
-            part = slice(row, None, row_groups), slice(column, None, column_groups)
-            target[:, *part].add_(source[:, *part])
+    for part in tiles.disjoint_parts():
+        target[:, *part].add_(source[:, *part])

@@ -130,6 +130,14 @@ class Tiles:
             ),
         )
 
+    def disjoint_parts(self) -> Iterator[tuple[slice, slice]]:
+        """Selections of tile rows and columns whose patches do not overlap; together all tiles."""
+        row_step = -(-self.patch[0] // (self.height * self.stride))
+        column_step = -(-self.patch[1] // (self.width * self.stride))
+        for row in range(min(row_step, self.rows)):
+            for column in range(min(column_step, self.columns)):
+                yield slice(row, None, row_step), slice(column, None, column_step)
+
     def chunks(self, max_tiles: int) -> Iterator["Tiles"]:
         """Rows of tiles, several images at a time where a whole image fits, the largest first.
 
