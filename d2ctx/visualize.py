@@ -1,17 +1,19 @@
 """`python -m d2ctx.visualize RUN`: input, ground truth and prediction side by side."""
 
 import argparse
+import os
 import sys
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
+from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, Metadata, MetadataCatalog
 from detectron2.data.detection_utils import read_image
-from detectron2.structures import Boxes, BoxMode, Instances
-from detectron2.utils.visualizer import ColorMode, Visualizer
+from detectron2.structures import BoxMode
+from detectron2.utils.visualizer import Visualizer
 from PIL import Image
 from pycocotools import mask as coco_mask
 
@@ -50,10 +52,9 @@ def write_pictures(
         UserError: If the run holds no predictions for the data set.
     """
     cfg = run_config(run)
-    dataset = dataset or cfg.DATASETS.TEST[0]
+    dataset = dataset or _first_test_set(cfg)
     predictions = run_predictions(run, dataset)
     records, metadata = DatasetCatalog.get(dataset), MetadataCatalog.get(dataset)
-    metadata.thing_colors = [PALETTE[i % len(PALETTE)] for i in range(len(metadata.thing_classes))]
     folder = run / "pictures"
     folder.mkdir(parents=True, exist_ok=True)
     chosen = np.linspace(0, len(records) - 1, min(num, len(records))).round().astype(int)
@@ -61,9 +62,21 @@ def write_pictures(
     for record in (records[i] for i in chosen):
         detections = [d for d in predictions.get(record["image_id"], []) if d["score"] >= min_score]
         picture = side_by_side(record, detections, metadata)
-        paths.append(folder / f"{Path(record['file_name']).stem}.png")
+        paths.append(folder / _picture_name(record, metadata))
         Image.fromarray(picture).save(paths[-1])
     return paths
+
+
+def _first_test_set(cfg: CfgNode) -> str:
+    if not cfg.DATASETS.TEST:
+        raise UserError("DATASETS.TEST is empty in this run; name a data set with --dataset")
+    return cfg.DATASETS.TEST[0]
+
+
+def _picture_name(record: dict[str, Any], metadata: Metadata) -> str:
+    """A flat name that keeps images of equal name in different folders apart."""
+    path = os.path.relpath(record["file_name"], metadata.get("image_root", "") or os.curdir)
+    return "_".join(Path(path).with_suffix(".png").parts).replace("..", "")
 
 
 def side_by_side(
@@ -74,41 +87,65 @@ def side_by_side(
     Args:
         record: Detectron2's data-set dict of the image.
         detections: Results in COCO's format, with the data set's own category ids.
-        metadata: Class names and colours.
+        metadata: Class names.
 
     Returns:
         RGB picture [H, W, 3], uint8.
     """
     image = read_image(record["file_name"], format="RGB")
-    scale = max(1.0, MIN_WIDTH / image.shape[1])
-    truth = _visualizer(image, metadata, scale).draw_dataset_dict(record).get_image()
-    drawn = _visualizer(image, metadata, scale).draw_instance_predictions(
-        _instances(detections, image.shape[:2], metadata)
-    )
-    panels = [_visualizer(image, metadata, scale).output.get_image(), truth, drawn.get_image()]
+    truth = [_Item.of_annotation(a, image.shape[:2]) for a in record["annotations"]]
+    found = [_Item.of_detection(d, metadata) for d in detections]
+    panels = [_panel(image, items, metadata) for items in ([], truth, found)]
     gap = np.full((panels[0].shape[0], GAP, 3), 255, np.uint8)
     return np.concatenate([panels[0], gap, panels[1], gap, panels[2]], axis=1)
 
 
-def _visualizer(image: np.ndarray, metadata: Metadata, scale: float) -> Visualizer:
-    return Visualizer(image, metadata, scale=scale, instance_mode=ColorMode.SEGMENTATION)
+@dataclass(frozen=True)
+class _Item:
+    """What is drawn for one object: contiguous class, XYXY box, mask [H, W] or None, score."""
+
+    category: int
+    box: np.ndarray
+    mask: np.ndarray | None
+    score: float | None = None
+
+    @classmethod
+    def of_annotation(cls, annotation: dict[str, Any], size: tuple[int, int]) -> "_Item":
+        box = BoxMode.convert(annotation["bbox"], annotation["bbox_mode"], BoxMode.XYXY_ABS)
+        mask = annotation.get("segmentation")
+        if isinstance(mask, list):
+            mask = coco_mask.merge(coco_mask.frPyObjects(mask, *size))
+        return cls(annotation["category_id"], np.asarray(box), _decoded(mask))
+
+    @classmethod
+    def of_detection(cls, detection: dict[str, Any], metadata: Metadata) -> "_Item":
+        ids = metadata.get("thing_dataset_id_to_contiguous_id", {})
+        category = ids.get(detection["category_id"], detection["category_id"])
+        box = BoxMode.convert(detection["bbox"], BoxMode.XYWH_ABS, BoxMode.XYXY_ABS)
+        mask = _decoded(detection.get("segmentation"))
+        return cls(category, np.asarray(box), mask, detection["score"])
+
+    def label(self, metadata: Metadata) -> str:
+        name = metadata.thing_classes[self.category]
+        return name if self.score is None else f"{name} {self.score:.0%}"
 
 
-def _instances(
-    detections: list[dict[str, Any]], size: tuple[int, int], metadata: Metadata
-) -> Instances:
-    ids = metadata.get("thing_dataset_id_to_contiguous_id", {})
-    instances = Instances(size)
-    boxes = np.array([d["bbox"] for d in detections], np.float32).reshape(-1, 4)
-    boxes = BoxMode.convert(boxes, BoxMode.XYWH_ABS, BoxMode.XYXY_ABS)
-    instances.pred_boxes = Boxes(torch.as_tensor(boxes))
-    instances.scores = torch.tensor([d["score"] for d in detections])
-    classes = [ids.get(d["category_id"], d["category_id"]) for d in detections]
-    instances.pred_classes = torch.tensor(classes, dtype=torch.int64)
-    if detections and "segmentation" in detections[0]:
-        masks = np.stack([coco_mask.decode(d["segmentation"]) for d in detections])
-        instances.pred_masks = torch.as_tensor(masks, dtype=torch.bool)
-    return instances
+def _decoded(rle: dict[str, Any] | None) -> np.ndarray | None:
+    return None if rle is None else coco_mask.decode(rle)
+
+
+def _panel(image: np.ndarray, items: list[_Item], metadata: Metadata) -> np.ndarray:
+    canvas = Visualizer(image, metadata, scale=max(1.0, MIN_WIDTH / image.shape[1]))
+    colors = metadata.get("thing_colors", PALETTE)
+    for item in items:
+        color = np.array(colors[item.category % len(colors)]) / 255
+        if item.mask is None or not item.mask.any():
+            canvas.draw_box(item.box, edge_color=color)
+            canvas.draw_text(item.label(metadata), item.box[:2], color=color)
+        else:  # keeps holes, unlike polygons
+            label = item.label(metadata)
+            canvas.draw_binary_mask(item.mask, color, text=label, alpha=0.6, area_threshold=0)
+    return canvas.output.get_image()
 
 
 def main(argv: Sequence[str] | None = None) -> int:

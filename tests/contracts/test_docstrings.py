@@ -23,7 +23,7 @@ def arguments(node: ast.FunctionDef) -> list[str]:
 
 
 def callables(module: ast.Module):
-    """(where, docstring, arguments) of each documented function, and of each class's constructor."""
+    """(name, docstring, arguments) of every function and of every class with its constructor."""
     for node in ast.walk(module):
         if isinstance(node, ast.FunctionDef) and node.name != "__init__":
             yield node.name, ast.get_docstring(node), arguments(node)
