@@ -50,12 +50,10 @@ def scaled_cosine_attention(
             f"{tuple(query.shape)} and {tuple(key.shape)}; project both to the same width"
         )
     with autocast_off(query):
-        q = l2_normalize(widen(query), dim=-1) if normalize_query else widen(query)
-        k = l2_normalize(widen(key), dim=-1)
-        # One attention head: [B, 1, Q, d], [B, 1, N, d], [B, 1, N, v].
-        out = F.scaled_dot_product_attention(
-            q[:, None], k[:, None], widen(value)[:, None], scale=math.sqrt(query.shape[-1])
-        )
+        q, k, v = _one_head(query), _one_head(key), _one_head(value)
+        q = l2_normalize(q, dim=-1) if normalize_query else q
+        k = l2_normalize(k, dim=-1)
+        out = F.scaled_dot_product_attention(q, k, v, scale=math.sqrt(query.shape[-1]))
     return out[:, 0].to(value.dtype)
 
 
@@ -70,3 +68,8 @@ def l2_normalize(x: Tensor, *, dim: int) -> Tensor:
         Unit vectors (zero where the norm is below 1e-12), in float32 or wider.
     """
     return F.normalize(widen(x), dim=dim, eps=NORM_EPS)
+
+
+def _one_head(x: Tensor) -> Tensor:
+    """[B, N, d] -> [B, 1, N, d], packed: fused kernels refuse strided vectors."""
+    return widen(x)[:, None].contiguous()

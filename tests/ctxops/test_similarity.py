@@ -74,6 +74,18 @@ def test_gradcheck():
     assert torch.autograd.gradcheck(scaled_cosine_attention, inputs)
 
 
+def test_keeps_no_matrix_of_queries_times_keys():
+    """Also for tokens that are views of a map, where a fused kernel needs a packed copy."""
+    query, key = (torch.randn(1, 16, n, requires_grad=True).transpose(1, 2) for n in (300, 200))
+    saved = []
+    hooks = torch.autograd.graph.saved_tensors_hooks(
+        lambda t: saved.append(t.numel()) or t, lambda t: t
+    )
+    with hooks:
+        scaled_cosine_attention(query, key, key)
+    assert max(saved) < 300 * 200
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_autocast_computes_in_float32(dtype):
     query, key, value = (tokens(1, n, 64).to(dtype) for n in (5, 7, 7))
