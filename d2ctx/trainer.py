@@ -26,6 +26,7 @@ class Trainer(DefaultTrainer):
     * Evaluators come from each data set's metadata.
     * Initial weights are loaded safely and must fit (`MODEL.WEIGHTS_MIN_MATCH`).
     * `SOLVER.CLIP_GRADIENTS.CLIP_TYPE: full_model` clips the norm over all parameters.
+    * Checkpoints hold the optimizer, also under Detectron2 0.5.
     * A backbone with auxiliary losses is refused where they would be lost.
     """
 
@@ -71,6 +72,25 @@ class Trainer(DefaultTrainer):
         loader.resume_or_load(self.cfg.MODEL.WEIGHTS, resume=resume)
         if resume and loader.has_checkpoint():
             self.start_iter = self.iter + 1
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a checkpoint holds besides the model; Detectron2 0.5 leaves the optimizer out."""
+        return {**super().state_dict(), "_trainer": self._trainer.state_dict()}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Restore what `state_dict` returned.
+
+        Raises:
+            UserError: If the optimizer is not in it.
+        """
+        if "_trainer" not in state_dict:
+            raise UserError(
+                "the last checkpoint holds no state of the optimizer (Detectron2 0.5 writes none): "
+                "training cannot continue from it; start without --resume and give it as "
+                "MODEL.WEIGHTS"
+            )
+        super().load_state_dict(state_dict)
+        self._trainer.load_state_dict(state_dict["_trainer"])
 
 
 def check_aux_losses(model: nn.Module) -> None:
