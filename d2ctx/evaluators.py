@@ -17,6 +17,17 @@ def _coco(name: str, folder: str) -> DatasetEvaluator:
 _BUILDERS = {"coco": _coco}
 
 
+def missing_evaluator(dataset_name: str) -> str:
+    """Why a registered data set cannot be evaluated, or "" where it can."""
+    kind = MetadataCatalog.get(dataset_name).get("evaluator_type", None)
+    if kind in _BUILDERS:
+        return ""
+    return (
+        f"data set {dataset_name!r} asks for evaluator {kind!r}; known: {sorted(_BUILDERS)}; "
+        "register it under DATASETS.COCO_FORMAT, or take it out of DATASETS.TEST"
+    )
+
+
 def build_evaluator(cfg: CfgNode, dataset_name: str) -> DatasetEvaluator:
     """Build the evaluator that a data set's `evaluator_type` asks for.
 
@@ -30,10 +41,7 @@ def build_evaluator(cfg: CfgNode, dataset_name: str) -> DatasetEvaluator:
     Raises:
         UserError: If the data set names an evaluator we do not have.
     """
-    kind = MetadataCatalog.get(dataset_name).get("evaluator_type", None)
-    if kind not in _BUILDERS:
-        raise UserError(
-            f"data set {dataset_name!r} asks for evaluator {kind!r}; known: {sorted(_BUILDERS)}. "
-            f"Register it under DATASETS.COCO_FORMAT, or set its metadata's evaluator_type"
-        )
+    if problem := missing_evaluator(dataset_name):
+        raise UserError(problem)
+    kind = MetadataCatalog.get(dataset_name).evaluator_type
     return _BUILDERS[kind](dataset_name, str(Path(cfg.OUTPUT_DIR, "inference", dataset_name)))

@@ -8,8 +8,14 @@ from d2ctx.preflight.annotations import Wanted, check_annotations
 from d2ctx.preflight.coco_json import CocoFile, check_classes, read_coco
 from d2ctx.preflight.findings import Findings
 from d2ctx.preflight.images import check_images
-from d2ctx.preflight.settings import check_batch, check_devices, check_output, check_weights
-from d2ctx.preflight.sources import Source, find_sources, present_sources
+from d2ctx.preflight.settings import (
+    check_batch,
+    check_devices,
+    check_output,
+    check_solver,
+    check_weights,
+)
+from d2ctx.preflight.sources import Source, check_evaluators, find_sources, present_sources
 from d2ctx.wording import plural
 
 LEVELS = ("full", "headers", "off")
@@ -46,9 +52,11 @@ def check_run(
     check_devices(cfg, num_gpus=num_gpus, findings=findings)
     if not eval_only:
         check_batch(cfg, world_size=num_gpus * num_machines, findings=findings)
+        check_solver(cfg, findings)
     check_output(cfg, findings)
     check_weights(cfg, eval_only=eval_only, resume=resume, findings=findings)
     sources = find_sources(cfg, eval_only=eval_only, findings=findings)
+    check_evaluators(sources, findings)
     present = present_sources(sources, findings)
     lines = _check_data(cfg, present, findings)
     findings.raise_errors()

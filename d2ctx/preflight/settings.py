@@ -6,9 +6,12 @@ from pathlib import Path
 import torch
 from detectron2.config import CfgNode
 
+from d2ctx.optimizer import FULL_MODEL, OPTIMIZERS
 from d2ctx.preflight.findings import Findings
+from d2ctx.wording import did_you_mean
 
 LAST_CHECKPOINT = "last_checkpoint"  # Detectron2's file that names the newest checkpoint
+CLIP_TYPES = (FULL_MODEL, "norm", "value")  # the last two are Detectron2's
 
 
 def check_devices(cfg: CfgNode, *, num_gpus: int, findings: Findings) -> None:
@@ -55,6 +58,23 @@ def check_batch(cfg: CfgNode, *, world_size: int, findings: Findings) -> None:
             f"SOLVER.IMS_PER_BATCH must be a positive multiple of {parts} ({cause}), got {batch}; "
             f"set SOLVER.IMS_PER_BATCH {nearest}"
         )
+
+
+def check_solver(cfg: CfgNode, findings: Findings) -> None:
+    """Check that the device trains in the precision asked for, and what the optimizer is named."""
+    device, clip = cfg.MODEL.DEVICE, cfg.SOLVER.CLIP_GRADIENTS
+    if cfg.SOLVER.AMP.ENABLED and not device.startswith("cuda"):
+        findings.errors.append(
+            f"SOLVER.AMP.ENABLED needs a CUDA device, but MODEL.DEVICE is {device}; "
+            "set SOLVER.AMP.ENABLED False"
+        )
+    named = {"OPTIMIZER": (cfg.SOLVER.OPTIMIZER, OPTIMIZERS)}
+    if clip.ENABLED:
+        named["CLIP_GRADIENTS.CLIP_TYPE"] = (clip.CLIP_TYPE, CLIP_TYPES)
+    for key, (value, known) in named.items():
+        if value not in known:
+            hint = did_you_mean(value, known)
+            findings.errors.append(f"SOLVER.{key}: there is no {value!r}; {hint}")
 
 
 def check_output(cfg: CfgNode, findings: Findings) -> None:

@@ -8,6 +8,7 @@ from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
 from d2ctx.datasets import dataset_root
+from d2ctx.evaluators import missing_evaluator
 from d2ctx.preflight.findings import Findings
 from d2ctx.wording import did_you_mean
 
@@ -100,6 +101,12 @@ def find_sources(cfg: CfgNode, *, eval_only: bool, findings: Findings) -> list[S
         for name in unique
         if name in DatasetCatalog
     ]
+
+
+def check_evaluators(sources: list[Source], findings: Findings) -> None:
+    """Check that the test sets can be evaluated, which otherwise fails after the training."""
+    problems = [missing_evaluator(source.name) for source in sources if source.test]
+    findings.errors += filter(None, problems)
 
 
 def present_sources(sources: list[Source], findings: Findings) -> list[Source]:

@@ -98,6 +98,25 @@ def test_batch_that_does_not_divide(cfg, monkeypatch):
     assert "multiple of 5 (SOLVER.REFERENCE_WORLD_SIZE), got 16" in refusal(cfg, num_gpus=8)
 
 
+def test_mixed_precision_needs_a_gpu(cfg):
+    cfg.SOLVER.AMP.ENABLED = True
+    assert refusal(cfg) == (
+        "SOLVER.AMP.ENABLED needs a CUDA device, but MODEL.DEVICE is cpu; "
+        "set SOLVER.AMP.ENABLED False"
+    )
+    check_run(cfg, eval_only=True)
+
+
+def test_optimizer_and_clip_type_are_known_ones(cfg):
+    cfg.SOLVER.CLIP_GRADIENTS.CLIP_TYPE = "fullmodel"
+    check_run(cfg, eval_only=False)
+    cfg.SOLVER.CLIP_GRADIENTS.ENABLED = True
+    cfg.SOLVER.OPTIMIZER = "LAMB"
+    message = refusal(cfg)
+    assert "SOLVER.OPTIMIZER: there is no 'LAMB'; known: AdamW, SGD" in message
+    assert "CLIP_GRADIENTS.CLIP_TYPE: there is no 'fullmodel'; did you mean full_model?" in message
+
+
 def test_output_folder(cfg, tmp_path, monkeypatch):
     (tmp_path / "file").write_text("")
     cfg.OUTPUT_DIR = str(tmp_path / "file" / "run")
@@ -187,7 +206,7 @@ def test_data_sets_of_detectron2_are_checked_where_they_lie(cfg, toy, tmp_path):
 
 
 def test_other_formats_are_checked_for_presence(cfg, tmp_path):
-    cfg.DATASETS.TEST = ("cityscapes_fine_instance_seg_val",)
+    cfg.DATASETS.TRAIN += ("cityscapes_fine_instance_seg_val",)
     meta = MetadataCatalog.get("cityscapes_fine_instance_seg_val")
     folders = {key: tmp_path / key for key in ("image_dir", "gt_dir")}
     saved = dict(vars(meta))
@@ -197,12 +216,17 @@ def test_other_formats_are_checked_for_presence(cfg, tmp_path):
         assert f"cityscapes_fine_instance_seg_val: gt_dir {folders['gt_dir']} does not" in message
         for folder in folders.values():
             folder.mkdir()
-        line = check_run(cfg, eval_only=False)[1]
+        line = check_run(cfg, eval_only=False)[2]
     finally:
         vars(meta).update(saved)
     assert line == (
         "cityscapes_fine_instance_seg_val: not in COCO's instance format, files not checked"
     )
+
+
+def test_a_test_set_without_evaluator_is_told_before_the_training(cfg):
+    cfg.DATASETS.TEST = ("lvis_v1_val",)
+    assert "data set 'lvis_v1_val' asks for evaluator 'lvis'; known: ['coco']" in refusal(cfg)
 
 
 # ---- classes ---------------------------------------------------------------------------------
