@@ -3,6 +3,7 @@
 import ctypes
 import gc
 import json
+import os
 import platform
 import resource
 import shlex
@@ -116,6 +117,7 @@ def metadata(*, device: str, seed: int) -> dict[str, Any]:
         "torch": torch.__version__,
         "hardware": torch.cuda.get_device_name() if device == "cuda" else _cpu_name(),
         "threads": torch.get_num_threads(),
+        "load_average_at_end": os.getloadavg(),
         "platform": platform.platform(),
     }
 
