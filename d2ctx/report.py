@@ -17,7 +17,7 @@ SCORES = ("AP", "AP50", "AP75")
 
 
 def results_table(runs: Sequence[Path]) -> str:
-    """AP of every run, one line each.
+    """AP of every run, one line each, or one for each of its test sets.
 
     Raises:
         UserError: If a folder is not an evaluated run.
@@ -25,10 +25,17 @@ def results_table(runs: Sequence[Path]) -> str:
     header = ["run"] + [f"{name} {score}" for name in TASKS.values() for score in SCORES]
     rows = []
     for run in runs:
-        results = run_results(run)
-        values = [results.get(task, {}).get(score) for task in TASKS for score in SCORES]
-        rows.append([run.name, *values])
+        for name, results in _by_line(run).items():
+            values = [results.get(task, {}).get(score) for task in TASKS for score in SCORES]
+            rows.append([name, *values])
     return tabulate(rows, header, floatfmt=".1f")
+
+
+def _by_line(run: Path) -> dict[str, Any]:
+    results = run_results(run)
+    if results.keys() & TASKS.keys():
+        return {run.name: results}
+    return {f"{run.name} {dataset}": scores for dataset, scores in results.items()}
 
 
 def write_curves(runs: Sequence[Path], path: Path) -> Path:
@@ -49,19 +56,27 @@ def write_curves(runs: Sequence[Path], path: Path) -> Path:
     for run in runs:
         records = list(run_metrics(run))
         loss.plot(*_series(records, "total_loss"), label=run.name)
-        for task, name in TASKS.items():
-            score.plot(*_series(records, f"{task}/AP50"), marker="o", label=f"{run.name} {name}")
+        for key in _score_keys(records):
+            *dataset, task, _ = key.split("/")
+            label = " ".join([run.name, *dataset, TASKS.get(task, task)])
+            score.plot(*_series(records, key), marker="o", label=label)
     loss.set(title="total loss", xlabel="iteration", yscale="log")
     score.set(title="AP50 on unseen images", xlabel="iteration", ylim=(0, 100))
     for axes in (loss, score):
         axes.grid(alpha=0.3)
-        axes.legend()
+        if axes.lines:
+            axes.legend()
     figure.savefig(path, dpi=120)
     return path
 
 
+def _score_keys(records: list[dict[str, Any]]) -> list[str]:
+    return sorted({key for record in records for key in record if key.endswith("/AP50")})
+
+
 def _series(records: list[dict[str, Any]], key: str) -> tuple[list[int], list[float]]:
-    points = [(r["iteration"], r[key]) for r in records if key in r]
+    # A resumed run repeats the iterations after its checkpoint; those it went on from count.
+    points = sorted({r["iteration"]: r[key] for r in records if key in r}.items())
     return [i for i, _ in points], [v for _, v in points]
 
 
