@@ -28,8 +28,8 @@ from torch.autograd.function import once_differentiable
 from ctxops.precision import autocast_off, widen, widened_dtype
 from ctxops.tiling import Tiles, kernel_sides, tilings
 
-# Bytes of one chunk: the second-level cache of one core, or enough to fill an accelerator.
-CHUNK_BYTES_CPU = 2**20
+# Bytes of one chunk, per thread: few enough to stay in cache, or enough to fill an accelerator.
+CHUNK_BYTES_CPU = 2**21
 CHUNK_BYTES_ACCELERATOR = 2**26
 
 
