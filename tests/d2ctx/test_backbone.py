@@ -2,11 +2,11 @@
 
 import pytest
 import torch
-from ctxops import build_a2fpn
 from detectron2.layers import ShapeSpec
 from detectron2.modeling import build_backbone, build_resnet_backbone
 
-from d2ctx import PyramidBackbone
+from ctxops import build_a2fpn
+from d2ctx import PyramidBackbone, UserError
 from d2ctx.a2fpn import a2fpn_keywords
 from tests.d2ctx import tiny
 
@@ -92,3 +92,20 @@ def test_strides_that_do_not_double_are_refused():
             out_channels=256,
             num_outputs=3,
         )
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("GATE", "softmax", "MODEL.A2FPN: gate"),
+        ("NUM_CONTEXTS", [8, 4], "MODEL.A2FPN: num_contexts: expected 4 numbers"),
+        (
+            "IN_FEATURES",
+            ["res4", "res6"],
+            r"names \['res6'\], but MODEL.RESNETS.OUT_FEATURES gives",
+        ),
+    ],
+)
+def test_values_that_no_neck_can_have_are_the_users_to_mend(key, value, message):
+    with pytest.raises(UserError, match=message):
+        build_backbone(tiny.config(FULL, f"MODEL.A2FPN.{key}", value))
