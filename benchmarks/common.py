@@ -62,10 +62,11 @@ def time_phases(
 
 
 def summary(seconds: Sequence[float]) -> dict[str, float]:
-    """Median and inter-quartile range in milliseconds, and the number of rounds."""
+    """Median, fastest and inter-quartile range in milliseconds, and the number of rounds."""
     lower, _, upper = quantiles(seconds, n=4)
     return {
         "median_ms": 1e3 * median(seconds),
+        "fastest_ms": 1e3 * min(seconds),
         "iqr_ms": 1e3 * (upper - lower),
         "rounds": len(seconds),
     }
