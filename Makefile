@@ -39,7 +39,7 @@ output/demo/%/results.json: configs/d2/demo/%.yaml $(SCENES) | $(READY)
 	$(PY) projects/train_net.py --config-file $< --resume OUTPUT_DIR $(@D)
 
 $(SCENES): | $(READY)
-	$(PY) -m segtrain data synth --out $(@D) --format coco --num 400 --seed 1
+	$(PY) -m segtrain data synth --out $(@D) --format coco --num 900 --val-fraction 0.1 --seed 1
 
 bench: $(READY)
 	$(PY) -m benchmarks.reassembly
