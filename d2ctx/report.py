@@ -61,7 +61,7 @@ def write_curves(runs: Sequence[Path], path: Path) -> Path:
             label = " ".join([run.name, *dataset, TASKS.get(task, task)])
             score.plot(*_series(records, key), marker="o", label=label)
     loss.set(title="total loss", xlabel="iteration", yscale="log")
-    score.set(title="AP50 on unseen images", xlabel="iteration", ylim=(0, 100))
+    score.set(title="AP50 on the test sets", xlabel="iteration", ylim=(0, 100))
     for axes in (loss, score):
         axes.grid(alpha=0.3)
         if axes.lines:
