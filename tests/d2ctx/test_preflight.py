@@ -11,16 +11,11 @@ from d2ctx.datasets import register_coco_format
 from d2ctx.preflight import check_run
 from tests.shared_data import SHARED, needs_shared
 
-from .toy_coco import refusal, restored_catalogs, toy_config, write_toy
+from .toy_coco import refusal, toy_config, write_toy
+
+pytestmark = pytest.mark.usefixtures("isolated")
 
 RANDOM = "note: MODEL.WEIGHTS is empty: training starts from random weights"
-
-
-@pytest.fixture(autouse=True)
-def _isolated(tmp_path, monkeypatch):
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    with restored_catalogs():
-        yield
 
 
 @pytest.fixture

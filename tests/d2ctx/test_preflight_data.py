@@ -8,14 +8,9 @@ from PIL import Image
 
 from d2ctx.preflight import check_run, images
 
-from .toy_coco import refusal, restored_catalogs, toy_config, write_toy
+from .toy_coco import refusal, toy_config, write_toy
 
-
-@pytest.fixture(autouse=True)
-def _isolated(tmp_path, monkeypatch):
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    with restored_catalogs():
-        yield
+pytestmark = pytest.mark.usefixtures("isolated")
 
 
 @pytest.fixture
