@@ -32,7 +32,6 @@ def capabilities(facts: Facts) -> dict[str, str]:
         "torch.compile": _compile(torch),
         "OpenCV": tried("opencv", "threshold"),
         "pycocotools": tried("pycocotools", "encode"),
-        "fast COCO evaluator": tried("faster_coco_eval", "failure"),
         "dataset root": f"{facts.dataset_root} ({root})",
     }
 

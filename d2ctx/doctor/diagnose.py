@@ -197,10 +197,7 @@ def check_detectron2(facts: Facts) -> Iterator[Finding]:
 
 
 def check_extras(facts: Facts) -> Iterator[Finding]:
-    """What is convenient: the fast evaluator, a dataset root, this project as a distribution."""
-    if facts.probes["faster_coco_eval"].get("error"):
-        what = "the fast COCO evaluator is missing; pycocotools does the same more slowly"
-        yield note(what, f"{_INSTALL} faster-coco-eval")
+    """What is convenient: a dataset root, this project as a distribution."""
     if not facts.dataset_root_exists:
         what = f"the dataset root {facts.dataset_root} does not exist"
         yield note(what, "export DETECTRON2_DATASETS=/path/to/your/datasets")

@@ -27,7 +27,6 @@ DISTRIBUTIONS = (
     "pillow",
     *OPENCV_BUILDS,
     "pycocotools",
-    "faster-coco-eval",
     "fvcore",
     "iopath",
     "detectron2",

@@ -73,19 +73,11 @@ def probe_pycocotools() -> dict[str, Any]:
     return {"encode": attempt(lambda: mask.encode(image)), "cocoeval": cocoeval.__name__}
 
 
-def probe_faster_coco_eval() -> dict[str, Any]:
-    """Import the fast COCO evaluator."""
-    import faster_coco_eval
-
-    return {"version": getattr(faster_coco_eval, "__version__", None)}
-
-
 PROBES = {
     "torch": probe_torch,
     "torchvision": probe_torchvision,
     "opencv": probe_opencv,
     "pycocotools": probe_pycocotools,
-    "faster_coco_eval": probe_faster_coco_eval,
 }
 
 

@@ -173,10 +173,6 @@ NOTES: dict[str, tuple[Callable[[], Facts], str | None]] = {
     ),
     "no compiler": (lambda: with_answer(healthy(), "torch", compiler=False), None),
     "no compiled operators": (lambda: with_detectron2(compiled=False), BUILD_FROM_SOURCE),
-    "no fast evaluator": (
-        lambda: with_answer(healthy(), "faster_coco_eval", error="No module"),
-        "python -m pip install faster-coco-eval",
-    ),
     "no dataset root": (
         lambda: replace(healthy(), dataset_root_exists=False),
         "export DETECTRON2_DATASETS=/path/to/your/datasets",
