@@ -152,7 +152,8 @@ def main() -> None:
         "metadata": metadata(device=options.device, seed=SEED),
         "results": results,
     }
-    print("written:", save(f"reassembly-{options.device}", content))
+    where = options.device if options.device == "cuda" else f"cpu{torch.get_num_threads()}"
+    print("written:", save(f"reassembly-{where}", content))
 
 
 if __name__ == "__main__":
