@@ -53,13 +53,14 @@ def write_curves(runs: Sequence[Path], path: Path) -> Path:
     """
     figure = matplotlib.figure.Figure(figsize=(11, 4), layout="constrained")
     loss, score = figure.subplots(1, 2)
-    for run in runs:
+    for color, run in enumerate(runs):
         records = list(run_metrics(run))
-        loss.plot(*_series(records, "total_loss"), label=run.name)
+        loss.plot(*_series(records, "total_loss"), f"C{color}", label=run.name)
         for key in _score_keys(records):
             *dataset, task, _ = key.split("/")
             label = " ".join([run.name, *dataset, TASKS.get(task, task)])
-            score.plot(*_series(records, key), marker="o", label=label)
+            style = f"C{color}o-" if task == "bbox" else f"C{color}o--"
+            score.plot(*_series(records, key), style, label=label)
     loss.set(title="total loss", xlabel="iteration", yscale="log")
     score.set(title="AP50 on the test sets", xlabel="iteration", ylim=(0, 100))
     for axes in (loss, score):

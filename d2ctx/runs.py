@@ -1,8 +1,9 @@
 """The output folder of a run: what is written when it starts, and reading it back."""
 
 import json
+import math
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -54,13 +55,23 @@ def write_text(path: Path, text: str) -> None:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Write JSON, never half; numpy and tensor numbers become plain ones.
+    """Write JSON, never half; numpy and tensor numbers become plain ones, NaN and infinity null.
 
     Args:
         path: The file.
         value: What to write.
     """
-    write_text(path, json.dumps(value, indent=2, default=float) + "\n")
+    write_text(path, json.dumps(_plain(value), indent=2, allow_nan=False) + "\n")
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    if isinstance(value, str | bool | int) or value is None:
+        return value
+    return float(value) if math.isfinite(float(value)) else None
 
 
 def run_config(run: Path) -> CfgNode:

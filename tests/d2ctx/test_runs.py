@@ -106,6 +106,12 @@ def test_numbers_of_numpy_and_torch_become_plain_json(tmp_path):
     assert json.loads(path.read_text()) == {"a": 0.5, "b": 3, "c": 2.5}
 
 
+def test_a_score_that_does_not_exist_becomes_null_as_json_demands(tmp_path):
+    path = tmp_path / "results.json"
+    runs.write_json(path, {"bbox": {"APl": float("nan"), "AP": [0.5, float("inf")]}})
+    assert json.loads(path.read_text()) == {"bbox": {"APl": None, "AP": [0.5, None]}}
+
+
 # ---- reading ---------------------------------------------------------------------------------
 def test_configuration_is_read_back_with_its_data_sets(cfg):
     runs.start_run(cfg)
