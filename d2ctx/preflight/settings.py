@@ -1,7 +1,7 @@
 """Checks of the configuration against this machine: devices, batch, folders, weights."""
 
-import os
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import torch
 from detectron2.config import CfgNode
@@ -78,14 +78,23 @@ def check_solver(cfg: CfgNode, findings: Findings) -> None:
 
 
 def check_output(cfg: CfgNode, findings: Findings) -> None:
-    """Check that the output folder can be made and written to, without making it."""
+    """Check by trying that the output folder can be made, and leave nothing behind.
+
+    Permissions alone do not tell: a file system may be read-only, or full, for everyone.
+    """
     folder = Path(cfg.OUTPUT_DIR).absolute()
     parent = next(p for p in (folder, *folder.parents) if p.exists())
     fix = "set OUTPUT_DIR to a folder that you may write to"
     if not parent.is_dir():
         findings.errors.append(f"OUTPUT_DIR {cfg.OUTPUT_DIR}: {parent} is a file; {fix}")
-    elif not os.access(parent, os.W_OK | os.X_OK):
-        findings.errors.append(f"OUTPUT_DIR {cfg.OUTPUT_DIR}: {parent} is not writable; {fix}")
+        return
+    try:
+        TemporaryDirectory(dir=parent).cleanup()
+    except OSError as error:
+        reason = error.strerror or error
+        findings.errors.append(
+            f"OUTPUT_DIR {cfg.OUTPUT_DIR}: {parent} is not writable ({reason}); {fix}"
+        )
 
 
 def check_weights(cfg: CfgNode, *, eval_only: bool, resume: bool, findings: Findings) -> None:

@@ -1,5 +1,6 @@
 """What the check of a run says about settings, folders and whole data sets."""
 
+import errno
 import shutil
 
 import pytest
@@ -112,13 +113,27 @@ def test_optimizer_and_clip_type_are_known_ones(cfg):
     assert "CLIP_GRADIENTS.CLIP_TYPE: there is no 'fullmodel'; did you mean full_model?" in message
 
 
-def test_output_folder(cfg, tmp_path, monkeypatch):
+def test_output_folder_below_a_file(cfg, tmp_path):
     (tmp_path / "file").write_text("")
     cfg.OUTPUT_DIR = str(tmp_path / "file" / "run")
     assert "file is a file; set OUTPUT_DIR to a folder that you may write to" in refusal(cfg)
+
+
+def test_output_folder_on_a_read_only_file_system(cfg, tmp_path, monkeypatch):
+    def read_only(*_, **__):
+        raise OSError(errno.EROFS, "Read-only file system")
+
     cfg.OUTPUT_DIR = str(tmp_path / "new" / "run")
-    monkeypatch.setattr("os.access", lambda *_: False)
-    assert f"{tmp_path} is not writable; set OUTPUT_DIR" in refusal(cfg)
+    monkeypatch.setattr("tempfile._os.mkdir", read_only)
+    message = refusal(cfg)
+    assert f"{tmp_path} is not writable (Read-only file system); set OUTPUT_DIR" in message
+
+
+def test_trying_the_output_folder_leaves_nothing(cfg, tmp_path):
+    cfg.OUTPUT_DIR = str(tmp_path / "new" / "run")
+    before = sorted(tmp_path.iterdir())
+    check_run(cfg, eval_only=True)
+    assert {p.name for p in tmp_path.iterdir()} - {p.name for p in before} <= {"cache"}
 
 
 def test_weights(cfg, tmp_path):
