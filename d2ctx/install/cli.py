@@ -87,7 +87,9 @@ def install(wheel: Path) -> Installed:
     Raises:
         UserError: pip failed, or the installed package cannot be imported.
     """
-    done = subprocess.run([sys.executable, "-m", "pip", "install", str(wheel)], check=False)
+    done = subprocess.run(
+        [sys.executable, "-m", "pip", "install", "--quiet", str(wheel)], check=False
+    )
     if done.returncode != 0:
         raise UserError(
             f"expected pip to install {wheel.name}, got exit code {done.returncode}; mend what pip "
