@@ -23,7 +23,7 @@ def analyze(cfg: CfgNode, *, width: int, height: int) -> dict[str, Cost]:
     """Cost of every part of the model that `cfg` describes.
 
     Args:
-        cfg: A two-stage detector's configuration, see `d2ctx.train_net.load_config`.
+        cfg: A two-stage detector's configuration, see `d2ctx.config.load_config`.
         width: Image width in pixels; padded up to what the backbone divides.
         height: Image height, likewise.
 

@@ -76,10 +76,10 @@ def detector_costs(model: nn.Module, *, height: int, width: int) -> dict[str, Co
         )
         for name, s in backbone.output_shape().items()
     }
-    stem_up = _cost([backbone.bottom_up], lambda: backbone.bottom_up(image))
+    bottom_up = _cost([backbone.bottom_up], lambda: backbone.bottom_up(image))
     costs = {
         "backbone": _cost([backbone.bottom_up], lambda: backbone.bottom_up(image), pooling=True),
-        "neck": _cost([backbone], lambda: backbone(image)) - stem_up,
+        "neck": _cost([backbone], lambda: backbone(image)) - bottom_up,
         "rpn": _cost(
             [rpn.rpn_head], lambda: rpn.rpn_head([maps[n] for n in rpn.in_features]), relu=False
         ),

@@ -37,17 +37,14 @@ def build_optimizer(cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
         cfg = cfg.clone()
         cfg.defrost()
         cfg.SOLVER.CLIP_GRADIENTS.ENABLED = False
-    optimizer = _adamw(cfg, model) if cfg.SOLVER.OPTIMIZER == "AdamW" else _sgd(cfg, model)
+    build = _build_adamw if cfg.SOLVER.OPTIMIZER == "AdamW" else solver.build_optimizer
+    optimizer = build(cfg, model)
     if clip_all:
         clip_full_model(optimizer, max_norm=clip.CLIP_VALUE, norm_type=clip.NORM_TYPE)
     return optimizer
 
 
-def _sgd(cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
-    return solver.build_optimizer(cfg, model)
-
-
-def _adamw(cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
+def _build_adamw(cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
     groups = solver.get_default_optimizer_params(
         model,
         base_lr=cfg.SOLVER.BASE_LR,

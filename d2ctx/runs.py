@@ -1,9 +1,7 @@
 """The output folder of a run: what is written when it starts, and reading it back."""
 
 import json
-import math
-import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +15,7 @@ from detectron2.utils.logger import setup_logger
 from d2ctx.compat import silence_notices
 from d2ctx.config import load_config
 from d2ctx.errors import UserError
+from d2ctx.files import write_text
 
 
 def start_run(cfg: CfgNode) -> None:
@@ -40,38 +39,6 @@ def start_run(cfg: CfgNode) -> None:
     silence_notices()
     seed_all_rng(None if cfg.SEED < 0 else cfg.SEED + rank)
     torch.backends.cudnn.benchmark = cfg.CUDNN_BENCHMARK
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write so that an interruption leaves the old file or the new one, never half.
-
-    Args:
-        path: The file.
-        text: Its new content.
-    """
-    partial = path.with_name(path.name + ".partial")
-    partial.write_text(text)
-    os.replace(partial, path)
-
-
-def write_json(path: Path, value: Any) -> None:
-    """Write JSON, never half; numpy and tensor numbers become plain ones, NaN and infinity null.
-
-    Args:
-        path: The file.
-        value: What to write.
-    """
-    write_text(path, json.dumps(_plain(value), indent=2, allow_nan=False) + "\n")
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, Mapping):
-        return {str(key): _plain(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(item) for item in value]
-    if isinstance(value, str | bool | int) or value is None:
-        return value
-    return float(value) if math.isfinite(float(value)) else None
 
 
 def run_config(run: Path) -> CfgNode:

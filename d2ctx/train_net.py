@@ -14,9 +14,10 @@ from torch.multiprocessing import ProcessExitedException
 from d2ctx.config import load_config
 from d2ctx.datasets import register_coco_format
 from d2ctx.errors import exit_code
+from d2ctx.files import write_json
 from d2ctx.preflight import check_run
 from d2ctx.registration import register
-from d2ctx.runs import start_run, write_json
+from d2ctx.runs import start_run
 from d2ctx.trainer import Trainer
 from d2ctx.weights import SafeCheckpointer
 
@@ -32,7 +33,7 @@ def run(cfg: CfgNode, *, eval_only: bool = False, resume: bool = False) -> dict[
     """Train or evaluate in this process; every process of a distributed run calls it.
 
     Args:
-        cfg: A configuration that passed `check_run`.
+        cfg: A configuration of `load_config` that passed `check_run`.
         eval_only: Whether to evaluate instead of training.
         resume: Whether to continue from the last checkpoint in `OUTPUT_DIR`.
 
@@ -42,8 +43,6 @@ def run(cfg: CfgNode, *, eval_only: bool = False, resume: bool = False) -> dict[
     Raises:
         UserError: If the weights cannot be used.
     """
-    register()
-    register_coco_format(cfg)
     start_run(cfg)
     results = _evaluate(cfg, resume) if eval_only else _train(cfg, resume)
     if comm.is_main_process() and results:
@@ -105,7 +104,9 @@ def _checked_launch(args: argparse.Namespace) -> None:
 
 
 def _worker(cfg: CfgNode, eval_only: bool, resume: bool) -> None:
-    """`run` in a spawned process, where a user error must not become a traceback."""
+    """`run` in a spawned process: nothing is registered yet, and no error may be a traceback."""
+    register()
+    register_coco_format(cfg)
     code = exit_code(lambda: run(cfg, eval_only=eval_only, resume=resume))
     if code:
         sys.exit(code)

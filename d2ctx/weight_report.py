@@ -7,6 +7,8 @@ from dataclasses import dataclass
 import numpy as np
 from torch import Tensor, nn
 
+from d2ctx.wording import EXAMPLES, first_of
+
 _COLUMNS = ("part", "loaded", "missing", "wrong shape", "unexpected", "parameters")
 # Batch norms count their steps; nothing is lost where a frozen norm has no such counter.
 _COUNTER = "num_batches_tracked"
@@ -74,12 +76,11 @@ class WeightReport:
     def _examples(self) -> list[str]:
         lines = [
             f"wrong shape: {name} is {file} in the file, {model} in the model"
-            for name, (file, model) in list(self.wrong_shape.items())[:3]
+            for name, (file, model) in list(self.wrong_shape.items())[:EXAMPLES]
         ]
         for title, names in (("missing", self.missing), ("unexpected", self.unexpected)):
             if names:
-                more = f" and {len(names) - 3} more" if len(names) > 3 else ""
-                lines.append(f"{title}: {', '.join(names[:3])}{more}")
+                lines.append(f"{title}: {first_of(names)}")
         return lines
 
 

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 from urllib.parse import urlsplit, urlunsplit
 
 from d2ctx.errors import UserError
+from d2ctx.files import user_cache
 from d2ctx.install.isolated import last_line
 from d2ctx.install.source import PROJECT, SDIST_NAME, SDIST_SHA256, sha256_of, verify
 
@@ -125,8 +126,7 @@ def index_urls(settings: IndexSettings, *, default: str) -> list[str]:
 
 def cache_folder() -> Path:
     """Return this project's cache folder, or a temporary one where no home can be written."""
-    base = Path(os.environ.get("XDG_CACHE_HOME") or Path("~/.cache").expanduser())
-    folder = base / "ctxseg"
+    folder = user_cache() / "ctxseg"
     try:
         folder.mkdir(parents=True, exist_ok=True)
         if os.access(folder, os.W_OK):

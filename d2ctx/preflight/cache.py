@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from d2ctx.files import user_cache, write_text
+
 
 @dataclass(frozen=True)
 class FileState:
@@ -63,16 +65,13 @@ class CheckedFiles:
 
     def save(self) -> None:
         """Write the memory; where that is impossible, the next start reads the files again."""
-        partial = self.file.with_suffix(f".{os.getpid()}")
         try:
             self.file.parent.mkdir(parents=True, exist_ok=True)
-            partial.write_text(json.dumps(self.entries))
-            os.replace(partial, self.file)
+            write_text(self.file, json.dumps(self.entries))
         except OSError:
             return
 
 
 def cache_folder() -> Path:
     """Our folder in the user's cache."""
-    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(base) / "d2ctx"
+    return user_cache() / "d2ctx"

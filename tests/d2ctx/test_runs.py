@@ -79,39 +79,6 @@ def test_another_process_writes_only_its_log_and_draws_other_numbers(cfg, monkey
     assert all(a != b for a, b in zip(draws(), first, strict=True))
 
 
-# ---- writing ---------------------------------------------------------------------------------
-def test_an_interrupted_write_leaves_the_old_file(tmp_path, monkeypatch):
-    path = tmp_path / "results.json"
-    runs.write_text(path, "old")
-
-    def interrupted(partial: Path, text: str) -> None:
-        partial.write_bytes(text[:1].encode())
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(Path, "write_text", interrupted)
-    with pytest.raises(KeyboardInterrupt):
-        runs.write_text(path, "new")
-    assert path.read_text() == "old"
-
-
-def test_writing_leaves_nothing_but_the_file(tmp_path):
-    runs.write_text(tmp_path / "a.txt", "one")
-    runs.write_text(tmp_path / "a.txt", "two")
-    assert [(path.name, path.read_text()) for path in tmp_path.glob("a*")] == [("a.txt", "two")]
-
-
-def test_numbers_of_numpy_and_torch_become_plain_json(tmp_path):
-    path = tmp_path / "results.json"
-    runs.write_json(path, {"a": np.float32(0.5), "b": np.int64(3), "c": torch.tensor(2.5)})
-    assert json.loads(path.read_text()) == {"a": 0.5, "b": 3, "c": 2.5}
-
-
-def test_a_score_that_does_not_exist_becomes_null_as_json_demands(tmp_path):
-    path = tmp_path / "results.json"
-    runs.write_json(path, {"bbox": {"APl": float("nan"), "AP": [0.5, float("inf")]}})
-    assert json.loads(path.read_text()) == {"bbox": {"APl": None, "AP": [0.5, None]}}
-
-
 # ---- reading ---------------------------------------------------------------------------------
 def test_configuration_is_read_back_with_its_data_sets(cfg):
     runs.start_run(cfg)
