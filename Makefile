@@ -11,7 +11,7 @@ setup: $(READY)
 
 $(READY): pyproject.toml requirements.txt $(wildcard d2ctx/install/*.py)
 	test -x $(PY) || $(PYTHON) -m venv $(VENV)
-	$(PY) -m pip install --quiet --editable '.[d2,dev]'
+	$(PY) -m pip install --quiet --editable '.[d2,seg,dev]'
 	$(PY) -m d2ctx.install
 	touch $@
 

@@ -6,6 +6,7 @@ and do not break `torch.compile`. Letters: B batch, C channels, H W map, L level
 
 from collections.abc import Collection, Sequence
 
+import torch
 from torch import Tensor
 
 
@@ -131,3 +132,90 @@ def check_odd(value: int, name: str) -> None:
         raise ValueError(
             f"{name}: expected an odd size, got {value}; use {value - 1} or {value + 1}"
         )
+
+
+def check_tokens(x: Tensor, name: str, *, channels: int | None = None) -> None:
+    """Refuse anything but floating point tokens [B, N, C].
+
+    Args:
+        x: The argument to look at.
+        name: What the caller calls it.
+        channels: The required C, or None where any will do.
+
+    Raises:
+        TypeError: If `x` is not a floating point tensor.
+        ValueError: If `x` has not three axes, is empty, or C differs from `channels`.
+    """
+    if not isinstance(x, Tensor):
+        raise TypeError(f"{name}: expected a tensor [B, N, C], got {type(x).__name__}")
+    if not x.is_floating_point():
+        raise TypeError(
+            f"{name}: expected floating point tokens, got {x.dtype}; call .float() first"
+        )
+    if x.dim() != 3 or x.numel() == 0:
+        raise ValueError(
+            f"{name}: expected non-empty tokens [B, N, C], got shape {tuple(x.shape)}; "
+            "a map becomes tokens by x.flatten(2).transpose(1, 2)"
+        )
+    if channels is not None and x.shape[2] != channels:
+        raise ValueError(
+            f"{name}: expected {channels} channels, got {x.shape[2]} (shape {tuple(x.shape)}); "
+            "build the module for this width or pass the tokens it was built for"
+        )
+
+
+def check_labels(labels: Tensor, name: str, *, size: Sequence[int]) -> None:
+    """Refuse anything but an integer label map [B, H, W] of the given size.
+
+    Args:
+        labels: The argument to look at.
+        name: What the caller calls it.
+        size: The required (B, H, W).
+
+    Raises:
+        TypeError: If `labels` is not an integer tensor.
+        ValueError: If its shape differs from `size`.
+    """
+    if not isinstance(labels, Tensor):
+        raise TypeError(f"{name}: expected a label map [B, H, W], got {type(labels).__name__}")
+    if labels.is_floating_point() or labels.is_complex() or labels.dtype == torch.bool:
+        raise TypeError(f"{name}: expected integer labels, got {labels.dtype}; call .long() first")
+    if tuple(labels.shape) != tuple(size):
+        raise ValueError(
+            f"{name}: expected shape {tuple(size)} [B, H, W], got {tuple(labels.shape)}; "
+            "drop a channel axis with labels[:, 0], resize the logits to the labels"
+        )
+
+
+def check_divides(divisor: int, value: int, names: str) -> None:
+    """Refuse a number of parts that does not divide a width.
+
+    Args:
+        divisor: Number of parts, at least 1.
+        value: What is to be divided.
+        names: What the caller calls the two, as "nodes and channels".
+
+    Raises:
+        ValueError: If a rest remains.
+    """
+    if value % divisor:
+        fits = [d for d in range(1, value + 1) if value % d == 0]
+        nearest = min(fits, key=lambda d: abs(d - divisor))
+        raise ValueError(
+            f"{names}: expected the first to divide the second, got {divisor} and {value}; "
+            f"use {nearest} instead of {divisor}"
+        )
+
+
+def check_probability(value: float, name: str) -> None:
+    """Refuse anything but a probability below 1.
+
+    Args:
+        value: The argument to look at.
+        name: What the caller calls it.
+
+    Raises:
+        ValueError: If `value` is not in [0, 1).
+    """
+    if not 0 <= value < 1:
+        raise ValueError(f"{name}: expected a probability in [0, 1), got {value}; use 0 to disable")

@@ -1,6 +1,6 @@
-"""Layers with the initialisation of this package: Xavier-uniform weights and zero biases.
+"""Initial weights, in place, and layers that come with Xavier-uniform weights and zero biases.
 
-Deviation: the A²-FPN paper is silent about initialisation.
+Deviation: the A²-FPN paper is silent about initialisation; it gets the Xavier-uniform layers.
 """
 
 from typing import TypeVar
@@ -56,12 +56,56 @@ def xavier_(layer: LayerT) -> LayerT:
     """Xavier-uniform weight, zero bias, in place.
 
     Args:
-        layer: A convolution or fully connected layer with a bias.
+        layer: A convolution or fully connected layer, with or without a bias.
 
     Returns:
         The same layer.
     """
-    assert layer.bias is not None, "every layer of this package has a bias"
     nn.init.xavier_uniform_(layer.weight)
-    nn.init.zeros_(layer.bias)
+    return _zero_bias(layer)
+
+
+def fan_in_uniform_(layer: LayerT) -> LayerT:
+    """Uniform weight of variance 1 / fan-in (Kaiming-uniform with slope 1), zero bias, in place.
+
+    Args:
+        layer: A convolution or fully connected layer, with or without a bias.
+
+    Returns:
+        The same layer.
+    """
+    nn.init.kaiming_uniform_(layer.weight, a=1)
+    return _zero_bias(layer)
+
+
+def kaiming_normal_(layer: LayerT) -> LayerT:
+    """Normal weight of variance 2 / fan-in, zero bias, in place.
+
+    Args:
+        layer: A convolution or fully connected layer, with or without a bias.
+
+    Returns:
+        The same layer.
+    """
+    nn.init.kaiming_normal_(layer.weight)
+    return _zero_bias(layer)
+
+
+def trunc_normal_(layer: LayerT, *, std: float = 0.02) -> LayerT:
+    """Normal weight cut at +-2, zero bias, in place.
+
+    Args:
+        layer: A convolution or fully connected layer, with or without a bias.
+        std: Standard deviation.
+
+    Returns:
+        The same layer.
+    """
+    nn.init.trunc_normal_(layer.weight, std=std)
+    return _zero_bias(layer)
+
+
+def _zero_bias(layer: LayerT) -> LayerT:
+    if layer.bias is not None:
+        nn.init.zeros_(layer.bias)
     return layer
