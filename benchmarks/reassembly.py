@@ -46,8 +46,8 @@ def operator(direction: str, method: str) -> Callable[[Tensor, Tensor], Tensor]:
     if method == BASELINE:
         return unfold_up if direction == "up" else unfold_down
     if direction == "up":
-        return lambda x, kernels: reassemble_up(x, kernels, method=method)
-    return lambda x, kernels: reassemble_down(x, kernels, stride=2, method=method)
+        return lambda x, kernels: reassemble_up(x, kernels, impl=method)
+    return lambda x, kernels: reassemble_down(x, kernels, stride=2, impl=method)
 
 
 def measure(direction: str, size: int, method: str, device: str, seconds: float) -> dict[str, Any]:

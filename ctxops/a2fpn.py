@@ -15,7 +15,7 @@ from ctxops.context import MultiLevelContext
 from ctxops.fusion import GuidedBottomUp, GuidedFusion, GuidedTopDown, SumFusion
 from ctxops.init import conv2d
 from ctxops.lateral import FIRST_LEVEL, ConvLateral, PyramidLateral, level_names
-from ctxops.reassembly import METHODS
+from ctxops.reassembly import IMPLS
 from ctxops.resampling import ContentAwarePool, ContentAwareUp, KernelPredictor
 from ctxops.resize import subsample
 
@@ -240,7 +240,7 @@ def build_a2fpn(
         kernel_encoder: Window of the last convolution of a kernel predictor, odd.
         kernel_up: Window of the content-aware up-sampling, odd.
         kernel_down: Window of the content-aware pooling, odd.
-        reassembly: Method of `reassemble_up` and `reassemble_down`.
+        reassembly: Implementation of `reassemble_up` and `reassemble_down`.
 
     Returns:
         The neck; 16 661 500 parameters for in_channels (256, 512, 1024, 2048).
@@ -254,7 +254,7 @@ def build_a2fpn(
     check_choice(bottom_up, "bottom_up", BOTTOM_UP)
     check_choice(gate, "gate", tuple(GATES))
     check_choice(extra_level, "extra_level", EXTRA_LEVELS)
-    check_choice(reassembly, "reassembly", METHODS)
+    check_choice(reassembly, "reassembly", IMPLS)
     check_positive(out_channels, "out_channels")
     if lateral == "conv":
         laterals: PyramidLateral = ConvLateral(in_channels=in_channels, out_channels=out_channels)
@@ -306,7 +306,7 @@ def build_a2fpn_lite(
         out_channels: D.
         normalize_query: False gives the literal Eq. 3, see `scaled_cosine_attention`.
         ortho_weight: lambda_o of Eq. 2; 0 switches the loss off.
-        reassembly: Method of `reassemble_up` and `reassemble_down`.
+        reassembly: Implementation of `reassemble_up` and `reassemble_down`.
 
     Returns:
         The neck; 7 997 757 parameters for in_channels (256, 512, 1024, 2048).

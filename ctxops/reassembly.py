@@ -4,7 +4,7 @@ Every output pixel is a weighted mean of a k x k window of the input, with weigh
 predicted from the content. The window of a tap (dy, dx), counted row-major from the top left, is
 centred; outside the map there are zeros, and nothing is renormalised there.
 
-Every function has these methods with the same numbers:
+Every function has these implementations with the same numbers:
 
 - `loop`: the definition, tap by tap, under autograd. The reference, and slow.
 - `chunked`: banded matrix products with a backward pass of its own, working memory of bounded size
@@ -31,7 +31,7 @@ from ctxops.checks import check_choice, check_map, check_positive
 from ctxops.precision import widen, widened_dtype
 from ctxops.tiling import kernel_sides
 
-METHODS = ("auto", "loop", "chunked", "compiled")
+IMPLS = ("auto", "loop", "chunked", "compiled")
 
 
 def normalize_kernels(logits: Tensor, *, kernel_size: int, scale: int = 1) -> Tensor:
@@ -58,7 +58,7 @@ def normalize_kernels(logits: Tensor, *, kernel_size: int, scale: int = 1) -> Te
     return widen(taps).softmax(1).to(logits.dtype)
 
 
-def reassemble_up(x: Tensor, kernels: Tensor, *, method: str = "auto") -> Tensor:
+def reassemble_up(x: Tensor, kernels: Tensor, *, impl: str = "auto") -> Tensor:
     """Content-aware up-sampling (A²-FPN, Eq. 8; the CARAFE operator with one group).
 
     out(y, x) = sum over taps of K[tap, y mod s, x mod s](y // s, x // s) * in(y // s + dy - k // 2,
@@ -67,20 +67,20 @@ def reassemble_up(x: Tensor, kernels: Tensor, *, method: str = "auto") -> Tensor
     Args:
         x: Coarse map [B, C, H, W].
         kernels: [B, k^2, s^2, H, W], odd k, sub-pixel = s * sy + sx; see `normalize_kernels`.
-        method: `loop`, `chunked`, `compiled` or `auto`, see the head of this file.
+        impl: `loop`, `chunked`, `compiled` or `auto`, see the head of this file.
 
     Returns:
         Map [B, C, s H, s W] in the dtype of `x`; sums are accumulated in at least float32.
 
     Raises:
         TypeError: If an argument is not floating point.
-        ValueError: If the shapes do not fit together or `method` is unknown.
+        ValueError: If the shapes do not fit together or `impl` is unknown.
     """
     _check_kernels(x, kernels, stride=1)
-    return _reassemble(x, kernels, 1, method)
+    return _reassemble(x, kernels, 1, impl)
 
 
-def reassemble_down(x: Tensor, kernels: Tensor, *, stride: int, method: str = "auto") -> Tensor:
+def reassemble_down(x: Tensor, kernels: Tensor, *, stride: int, impl: str = "auto") -> Tensor:
     """Content-aware pooling (A²-FPN, Eq. 12).
 
     out(y, x) = sum over taps of K[tap](y, x) * in(s y + dy - k // 2, s x + dx - k // 2), with zeros
@@ -91,14 +91,14 @@ def reassemble_down(x: Tensor, kernels: Tensor, *, stride: int, method: str = "a
         kernels: [B, k^2, 1, Ho, Wo] with odd k, Ho = ceil(H / s), Wo = ceil(W / s); see
             `normalize_kernels`.
         stride: s.
-        method: As in `reassemble_up`.
+        impl: As in `reassemble_up`.
 
     Returns:
         Map [B, C, Ho, Wo] in the dtype of `x`; sums are accumulated in at least float32.
 
     Raises:
         TypeError: If an argument is not floating point.
-        ValueError: If the shapes do not fit together or `method` is unknown.
+        ValueError: If the shapes do not fit together or `impl` is unknown.
     """
     check_positive(stride, "stride")
     _check_kernels(x, kernels, stride=stride)
@@ -107,7 +107,7 @@ def reassemble_down(x: Tensor, kernels: Tensor, *, stride: int, method: str = "a
             f"kernels: expected one kernel per pixel [B, k^2, 1, Ho, Wo], got "
             f"{tuple(kernels.shape)}; sub-pixels exist in up-sampling only"
         )
-    return _reassemble(x, kernels, stride, method)
+    return _reassemble(x, kernels, stride, impl)
 
 
 def _check_kernels(x: Tensor, kernels: Tensor, *, stride: int) -> None:
@@ -135,12 +135,12 @@ def _check_kernels(x: Tensor, kernels: Tensor, *, stride: int) -> None:
         )
 
 
-def _reassemble(x: Tensor, kernels: Tensor, stride: int, method: str) -> Tensor:
+def _reassemble(x: Tensor, kernels: Tensor, stride: int, impl: str) -> Tensor:
     """[B, C, H, W], [B, k^2, s^2, Ho, Wo] -> [B, C, s Ho, s Wo]."""
-    check_choice(method, "method", METHODS)
-    if method == "loop" or torch.compiler.is_compiling():
+    check_choice(impl, "impl", IMPLS)
+    if impl == "loop" or torch.compiler.is_compiling():
         return _loop(x, kernels, stride)
-    if method == "compiled":
+    if impl == "compiled":
         return _compiled_loop()(x, kernels, stride)
     return BandedReassembly.apply(x, kernels, stride)
 

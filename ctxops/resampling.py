@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from ctxops.checks import check_choice, check_odd, check_positive
 from ctxops.init import conv2d
-from ctxops.reassembly import METHODS, normalize_kernels, reassemble_down, reassemble_up
+from ctxops.reassembly import IMPLS, normalize_kernels, reassemble_down, reassemble_up
 
 
 class KernelPredictor(nn.Module):
@@ -72,12 +72,12 @@ class ContentAwareUp(nn.Module):
 
     Args:
         predictor: Guide [B, G, H, W] to kernels [B, k^2, s^2, H, W].
-        reassembly: Method of `reassemble_up`.
+        reassembly: Implementation of `reassemble_up`.
     """
 
     def __init__(self, *, predictor: nn.Module, reassembly: str = "auto") -> None:
         super().__init__()
-        check_choice(reassembly, "reassembly", METHODS)
+        check_choice(reassembly, "reassembly", IMPLS)
         self.predictor = predictor
         self.reassembly = reassembly
 
@@ -92,7 +92,7 @@ class ContentAwareUp(nn.Module):
             Map [B, C, s H, s W].
         """
         kernels = self.predictor(x if guide is None else guide)
-        return reassemble_up(x, kernels, method=self.reassembly)
+        return reassemble_up(x, kernels, impl=self.reassembly)
 
 
 class ContentAwarePool(nn.Module):
@@ -101,12 +101,12 @@ class ContentAwarePool(nn.Module):
     Args:
         predictor: Guide [B, G, H, W] to kernels [B, k^2, 1, ceil(H / s), ceil(W / s)].
         stride: s.
-        reassembly: Method of `reassemble_down`.
+        reassembly: Implementation of `reassemble_down`.
     """
 
     def __init__(self, *, predictor: nn.Module, stride: int = 2, reassembly: str = "auto") -> None:
         super().__init__()
-        check_choice(reassembly, "reassembly", METHODS)
+        check_choice(reassembly, "reassembly", IMPLS)
         self.predictor = predictor
         self.stride = stride
         self.reassembly = reassembly
@@ -122,4 +122,4 @@ class ContentAwarePool(nn.Module):
             Map [B, C, ceil(H / s), ceil(W / s)].
         """
         kernels = self.predictor(x if guide is None else guide)
-        return reassemble_down(x, kernels, stride=self.stride, method=self.reassembly)
+        return reassemble_down(x, kernels, stride=self.stride, impl=self.reassembly)

@@ -26,48 +26,46 @@ def make(batch, channels, height, width, *, kernel_size=5, scale=1, stride=1, dt
     return x, normalize_kernels(logits, kernel_size=kernel_size, scale=scale)
 
 
-def apply(x, kernels, stride, method):
+def apply(x, kernels, stride, impl):
     if stride == 1:
-        return reassemble_up(x, kernels, method=method)
-    return reassemble_down(x, kernels, stride=stride, method=method)
+        return reassemble_up(x, kernels, impl=impl)
+    return reassemble_down(x, kernels, stride=stride, impl=impl)
 
 
-def gradients(x, kernels, stride, method, weight):
+def gradients(x, kernels, stride, impl, weight):
     x, kernels = x.detach().requires_grad_(), kernels.detach().requires_grad_()
-    (apply(x, kernels, stride, method) * weight).sum().backward()
+    (apply(x, kernels, stride, impl) * weight).sum().backward()
     return x.grad, kernels.grad
 
 
-@pytest.mark.parametrize("method", EAGER)
+@pytest.mark.parametrize("impl", EAGER)
 @pytest.mark.parametrize("size", SIZES)
 @pytest.mark.parametrize(("kernel_size", "scale"), [(5, 2), (3, 3), (1, 2), (7, 1)])
-def test_up_equals_the_equation(method, size, kernel_size, scale):
+def test_up_equals_the_equation(impl, size, kernel_size, scale):
     x, kernels = make(2, 3, *size, kernel_size=kernel_size, scale=scale)
     full_size = F.pixel_shuffle(kernels.flatten(1, 2), scale)
     expected = oracle.reassemble(x, full_size, scale=scale)
-    torch.testing.assert_close(
-        reassemble_up(x, kernels, method=method), expected, rtol=0, atol=1e-12
-    )
+    torch.testing.assert_close(reassemble_up(x, kernels, impl=impl), expected, rtol=0, atol=1e-12)
 
 
-@pytest.mark.parametrize("method", EAGER)
+@pytest.mark.parametrize("impl", EAGER)
 @pytest.mark.parametrize("size", SIZES)
 @pytest.mark.parametrize(("kernel_size", "stride"), [(5, 2), (3, 3), (1, 2), (3, 1)])
-def test_down_equals_the_equation(method, size, kernel_size, stride):
+def test_down_equals_the_equation(impl, size, kernel_size, stride):
     x, kernels = make(2, 3, *size, kernel_size=kernel_size, stride=stride)
     expected = oracle.reassemble(x, kernels.squeeze(2), stride=stride)
-    actual = reassemble_down(x, kernels, stride=stride, method=method)
+    actual = reassemble_down(x, kernels, stride=stride, impl=impl)
     torch.testing.assert_close(actual, expected, rtol=0, atol=1e-12)
 
 
-@pytest.mark.parametrize("method", ["loop", "chunked"])
+@pytest.mark.parametrize("impl", ["loop", "chunked"])
 @pytest.mark.parametrize(
     ("scale", "stride", "size"), [(2, 1, (3, 4)), (1, 2, (4, 5)), (1, 3, (4, 5))]
 )
-def test_gradcheck(method, scale, stride, size):
+def test_gradcheck(impl, scale, stride, size):
     x, kernels = make(2, 2, *size, kernel_size=3, scale=scale, stride=stride)
     inputs = x.requires_grad_(), kernels.detach().requires_grad_()
-    assert torch.autograd.gradcheck(lambda a, b: apply(a, b, stride, method), inputs)
+    assert torch.autograd.gradcheck(lambda a, b: apply(a, b, stride, impl), inputs)
 
 
 @settings(max_examples=40, deadline=None)
@@ -132,7 +130,7 @@ def test_chunked_refuses_second_derivatives():
     x, kernels = make(1, 1, 2, 2, scale=2)
     x.requires_grad_()
     (grad,) = torch.autograd.grad(
-        reassemble_up(x, kernels, method="chunked").square().sum(), x, create_graph=True
+        reassemble_up(x, kernels, impl="chunked").square().sum(), x, create_graph=True
     )
     with pytest.raises(RuntimeError, match="once_differentiable"):
         grad.sum().backward()
@@ -153,33 +151,33 @@ def test_down_equals_strided_unfold():
     torch.testing.assert_close(reassemble_down(x, kernels, stride=2), expected, rtol=0, atol=1e-12)
 
 
-@pytest.mark.parametrize("method", EAGER)
-def test_constant_kernels_filter_with_a_box_and_zero_padding(method):
+@pytest.mark.parametrize("impl", EAGER)
+def test_constant_kernels_filter_with_a_box_and_zero_padding(impl):
     x = torch.randn(1, 2, 5, 6, dtype=torch.float64)
     kernels = torch.full((1, 25, 4, 5, 6), 1 / 25, dtype=torch.float64)
     box = F.avg_pool2d(x, 5, stride=1, padding=2, count_include_pad=True)
     expected = F.interpolate(box, scale_factor=2, mode="nearest")
-    torch.testing.assert_close(reassemble_up(x, kernels, method=method), expected)
+    torch.testing.assert_close(reassemble_up(x, kernels, impl=impl), expected)
 
 
-@pytest.mark.parametrize("method", EAGER)
-def test_one_hot_centre_copies_pixels(method):
+@pytest.mark.parametrize("impl", EAGER)
+def test_one_hot_centre_copies_pixels(impl):
     x = torch.randn(1, 2, 5, 6)
     up, down = torch.zeros(1, 25, 4, 5, 6), torch.zeros(1, 25, 1, 3, 3)
     up[:, 12], down[:, 12] = 1, 1
     nearest = F.interpolate(x, scale_factor=2, mode="nearest")
-    assert torch.equal(reassemble_up(x, up, method=method), nearest)
-    assert torch.equal(reassemble_down(x, down, stride=2, method=method), x[..., ::2, ::2])
+    assert torch.equal(reassemble_up(x, up, impl=impl), nearest)
+    assert torch.equal(reassemble_down(x, down, stride=2, impl=impl), x[..., ::2, ::2])
 
 
-@pytest.mark.parametrize("method", EAGER)
-def test_one_tap_and_subpixel_selects_exactly_that_pixel(method):
+@pytest.mark.parametrize("impl", EAGER)
+def test_one_tap_and_subpixel_selects_exactly_that_pixel(impl):
     """Channel = tap * 4 + sub-pixel: tap (0, 3) is two up and one right, sub-pixel 2 is (1, 0)."""
     logits = torch.zeros(1, 100, 4, 5)
     logits[:, 3 * 4 + 2] = 100.0
     kernels = normalize_kernels(logits, kernel_size=5, scale=2)
     x = torch.randn(1, 1, 4, 5)
-    out = reassemble_up(x, kernels, method=method)
+    out = reassemble_up(x, kernels, impl=impl)
     shifted = F.pad(x, [0, 1, 2, 0])[..., :4, 1:]
     torch.testing.assert_close(out[..., 1::2, 0::2], shifted)
     box = F.avg_pool2d(x, 5, stride=1, padding=2)
@@ -200,14 +198,12 @@ def test_images_of_a_batch_do_not_mix():
     torch.testing.assert_close(reassemble_up(x, kernels), alone, rtol=0, atol=1e-12)
 
 
-@pytest.mark.parametrize("method", EAGER)
-def test_a_pixel_reaches_its_window_only(method):
+@pytest.mark.parametrize("impl", EAGER)
+def test_a_pixel_reaches_its_window_only(impl):
     x, kernels = make(1, 1, 9, 9, kernel_size=3, scale=2)
     moved = x.clone()
     moved[..., 4, 4] += 1
-    difference = reassemble_up(moved, kernels, method=method) - reassemble_up(
-        x, kernels, method=method
-    )
+    difference = reassemble_up(moved, kernels, impl=impl) - reassemble_up(x, kernels, impl=impl)
     assert difference[..., 6:12, 6:12].abs().min() > 1e-6
     difference[..., 6:12, 6:12] = 0
     assert difference.abs().max() == 0
@@ -216,21 +212,21 @@ def test_a_pixel_reaches_its_window_only(method):
 def test_a_non_finite_pixel_stays_near_its_tile():
     x, kernels = make(1, 1, 20, 60)
     x[..., 10, 30] = torch.inf
-    spread = reassemble_down(x, kernels, stride=1, method="chunked").isfinite().logical_not()
+    spread = reassemble_down(x, kernels, stride=1, impl="chunked").isfinite().logical_not()
     rows, columns = spread[0, 0].nonzero().unbind(1)
     assert (rows - 10).abs().max() <= 4
     assert (columns - 30).abs().max() <= 16
 
 
-@pytest.mark.parametrize("method", EAGER)
+@pytest.mark.parametrize("impl", EAGER)
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("stride", [1, 2])
-def test_half_precision_accumulates_in_float32(method, dtype, stride):
+def test_half_precision_accumulates_in_float32(impl, dtype, stride):
     scale = 2 if stride == 1 else 1
     x, kernels = make(1, 8, 6, 7, scale=scale, stride=stride, dtype=torch.float32)
     low = x.to(dtype)
     with torch.autocast("cpu", dtype=dtype):
-        out = apply(low, kernels, stride, method)
+        out = apply(low, kernels, stride, impl)
     assert out.dtype == dtype
     expected = apply(low.double(), kernels.double(), stride, "loop")
     # Only the last rounding remains: half a unit in the last place.
@@ -256,10 +252,10 @@ def test_softmax_of_half_precision_logits_is_in_float32():
 
 
 @needs_shared
-@pytest.mark.parametrize("method", EAGER)
+@pytest.mark.parametrize("impl", EAGER)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize(("case", "scale"), [("carafe_up", 2), ("carafe_down", 1)])
-def test_stored_numbers(case, scale, method, dtype):
+def test_stored_numbers(case, scale, impl, dtype):
     folder = SHARED / "goldens" / "dev"
     tensors = load_file(folder / f"{case}.safetensors")
     tolerance = json.loads((folder / f"{case}.json").read_text())["tolerance"]
@@ -267,7 +263,7 @@ def test_stored_numbers(case, scale, method, dtype):
     logits = tensors["input.kernel_logits"].to(dtype).requires_grad_()
     kernels = normalize_kernels(logits, kernel_size=5, scale=scale)
     kernels.retain_grad()
-    out = apply(x, kernels, 1 if scale == 2 else 2, method)
+    out = apply(x, kernels, 1 if scale == 2 else 2, impl)
     (out * tensors["input.grad_output"]).sum().backward()
     actual = {
         "output.output": out,
@@ -312,7 +308,7 @@ def test_stored_numbers(case, scale, method, dtype):
             ValueError,
             r"got \(1, 5, 4\); predict one kernel",
         ),
-        ({"method": "fast"}, ValueError, "'auto', 'loop', 'chunked', 'compiled', got 'fast'"),
+        ({"impl": "fast"}, ValueError, "'auto', 'loop', 'chunked', 'compiled', got 'fast'"),
     ],
 )
 def test_up_says_what_is_wrong(change, error, text):
@@ -352,8 +348,8 @@ def test_normalize_kernels_says_what_is_wrong():
 @pytest.mark.slow
 def test_compiled_equals_loop():
     x, kernels = make(2, 3, 6, 7, scale=2)
-    expected = reassemble_up(x, kernels, method="loop")
-    actual = reassemble_up(x, kernels, method="compiled")
+    expected = reassemble_up(x, kernels, impl="loop")
+    actual = reassemble_up(x, kernels, impl="compiled")
     torch.testing.assert_close(actual, expected, rtol=0, atol=1e-12)
     weight = torch.randn_like(expected)
     torch.testing.assert_close(
@@ -365,14 +361,14 @@ def test_compiled_equals_loop():
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize("method", EAGER)
+@pytest.mark.parametrize("impl", EAGER)
 @pytest.mark.parametrize("stride", [1, 2])
-def test_gpu_equals_cpu(method, stride):
+def test_gpu_equals_cpu(impl, stride):
     x, kernels = make(2, 16, 27, 41, scale=2 if stride == 1 else 1, stride=stride)
     expected = apply(x, kernels, stride, "loop")
     weight = torch.randn_like(expected)
-    out = apply(x.cuda(), kernels.cuda(), stride, method).cpu()
+    out = apply(x.cuda(), kernels.cuda(), stride, impl).cpu()
     torch.testing.assert_close(out, expected, rtol=0, atol=1e-12)
-    actual = gradients(x.cuda(), kernels.cuda(), stride, method, weight.cuda())
+    actual = gradients(x.cuda(), kernels.cuda(), stride, impl, weight.cuda())
     for gpu, cpu in zip(actual, gradients(x, kernels, stride, "loop", weight), strict=True):
         torch.testing.assert_close(gpu.cpu(), cpu, rtol=0, atol=1e-12)
