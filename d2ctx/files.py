@@ -20,8 +20,18 @@ def write_text(path: Path, text: str) -> None:
         path: The file.
         text: Its new content.
     """
+    write_bytes(path, text.encode())
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    """Write so that an interruption leaves the old file or the new one, never half.
+
+    Args:
+        path: The file.
+        content: Its new content.
+    """
     partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
-    partial.write_text(text)
+    partial.write_bytes(content)
     os.replace(partial, path)
 
 

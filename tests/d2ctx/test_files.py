@@ -14,11 +14,12 @@ def test_an_interrupted_write_leaves_the_old_file(tmp_path, monkeypatch):
     path = tmp_path / "results.json"
     files.write_text(path, "old")
 
-    def interrupted(partial: Path, text: str) -> None:
-        partial.write_bytes(text[:1].encode())
+    def interrupted(partial: Path, content: bytes) -> None:
+        with partial.open("wb") as file:
+            file.write(content[:1])
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(Path, "write_text", interrupted)
+    monkeypatch.setattr(Path, "write_bytes", interrupted)
     with pytest.raises(KeyboardInterrupt):
         files.write_text(path, "new")
     assert path.read_text() == "old"

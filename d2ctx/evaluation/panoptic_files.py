@@ -1,0 +1,176 @@
+"""COCO's panoptic format: a json beside a folder of PNGs, id = R + 256 G + 65536 B, 0 is void."""
+
+import io
+import json
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image, UnidentifiedImageError
+
+from d2ctx.errors import UserError
+from d2ctx.evaluation.panoptic_quality import CategoryCounts, add_counts, count_image, summarize
+from d2ctx.files import write_bytes
+from d2ctx.wording import first_of, plural
+
+WORKERS = min(8, os.cpu_count() or 1)
+
+
+def rgb_to_ids(rgb: np.ndarray) -> np.ndarray:
+    """Segment ids of a decoded PNG.
+
+    Args:
+        rgb: [H, W, 3] bytes.
+
+    Returns:
+        [H, W] ids, int32.
+    """
+    red, green, blue = (rgb[..., i].astype(np.int32) for i in range(3))
+    return red | (green << 8) | (blue << 16)
+
+
+def ids_to_rgb(ids: np.ndarray) -> np.ndarray:
+    """What `rgb_to_ids` reads.
+
+    Args:
+        ids: [H, W] ids, 0..2^24 - 1.
+
+    Returns:
+        [H, W, 3] bytes.
+
+    Raises:
+        ValueError: If an id does not fit into three bytes.
+    """
+    if ids.size and (ids.min() < 0 or ids.max() >= 1 << 24):
+        raise ValueError(f"segment ids must lie in 0..{2**24 - 1}, got {ids.min()}..{ids.max()}")
+    return np.stack([ids & 255, (ids >> 8) & 255, ids >> 16], axis=-1).astype(np.uint8)
+
+
+def read_ids(path: Path) -> np.ndarray:
+    """Read the segment ids of a panoptic PNG.
+
+    Args:
+        path: The file.
+
+    Returns:
+        [H, W] ids, int32.
+
+    Raises:
+        UserError: If the file is absent, broken, or no 8-bit RGB image.
+    """
+    try:
+        with Image.open(path) as image:
+            mode = image.mode
+            pixels = np.asarray(image)
+    except FileNotFoundError:
+        raise UserError(f"{path} does not exist; write one PNG for each annotation") from None
+    except UnidentifiedImageError:
+        raise UserError(f"{path} is no image; write it again") from None
+    except (OSError, SyntaxError, ValueError) as error:
+        raise UserError(f"{path} cannot be decoded ({error}); write it again") from None
+    if mode != "RGB":
+        raise UserError(
+            f"{path} has mode {mode}, expected RGB with id = R + 256 G + 65536 B; "
+            "write ids as 8-bit RGB"
+        )
+    return rgb_to_ids(pixels)
+
+
+def write_ids(path: Path, ids: np.ndarray) -> None:
+    """Write a panoptic PNG, never half.
+
+    Args:
+        path: The file.
+        ids: [H, W] ids.
+    """
+    write_png(path, ids_to_rgb(ids))
+
+
+def write_png(path: Path, pixels: np.ndarray) -> None:
+    """Write an image, never half.
+
+    Args:
+        path: The file.
+        pixels: [H, W] or [H, W, 3] bytes.
+    """
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, format="PNG")
+    write_bytes(path, buffer.getvalue())
+
+
+def read_json(path: Path) -> Any:
+    """Read a json file.
+
+    Args:
+        path: The file.
+
+    Returns:
+        Its content.
+
+    Raises:
+        UserError: If it is absent or no json.
+    """
+    try:
+        return json.loads(path.read_bytes())
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror}; mend the path") from None
+    except ValueError as error:
+        raise UserError(f"{path} is no valid json ({error}); write it again") from None
+
+
+def panoptic_quality(
+    *,
+    truth: Mapping[str, Any],
+    truth_root: Path,
+    predicted: Mapping[str, Any],
+    predicted_root: Path,
+    workers: int = WORKERS,
+) -> dict[str, Any]:
+    """Panoptic quality of a folder of predictions.
+
+    Args:
+        truth: Panoptic json of the ground truth: annotations and categories.
+        truth_root: Folder of its PNGs.
+        predicted: Panoptic json of the predictions: annotations.
+        predicted_root: Folder of their PNGs.
+        workers: Threads.
+
+    Returns:
+        See `d2ctx.evaluation.panoptic_quality.summarize`.
+
+    Raises:
+        UserError: If an image has no prediction, or a json and its PNG disagree.
+    """
+    categories = [category["id"] for category in truth["categories"]]
+
+    def count(pair: tuple[Mapping[str, Any], Mapping[str, Any]]) -> dict[int, CategoryCounts]:
+        mine, theirs = pair
+        return count_image(
+            truth_ids=read_ids(truth_root / mine["file_name"]),
+            predicted_ids=read_ids(predicted_root / theirs["file_name"]),
+            truth=mine["segments_info"],
+            predicted=theirs["segments_info"],
+            categories=categories,
+            name=f"image {mine['image_id']} ({theirs['file_name']})",
+        )
+
+    pairs = _pairs(truth["annotations"], predicted["annotations"])
+    with ThreadPoolExecutor(workers) as pool:
+        return summarize(add_counts(pool.map(count, pairs)), truth["categories"])
+
+
+def _pairs(
+    truth: Iterable[Mapping[str, Any]], predicted: Sequence[Mapping[str, Any]]
+) -> list[tuple[Mapping[str, Any], Mapping[str, Any]]]:
+    by_image = {annotation["image_id"]: annotation for annotation in predicted}
+    listed = list(truth)
+    absent = [a["image_id"] for a in listed if a["image_id"] not in by_image]
+    if absent:
+        raise UserError(
+            f"{plural(len(absent), 'image')} of {len(listed)} have no prediction "
+            f"({first_of(absent)}); predict every image of the set, an empty one too"
+        )
+    return [(annotation, by_image[annotation["image_id"]]) for annotation in listed]
