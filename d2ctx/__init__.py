@@ -18,7 +18,7 @@ _EXPORTS = {
     "Trainer": "trainer",
     "UserError": "errors",
     "add_d2ctx_config": "config",
-    "build_evaluator": "evaluators",
+    "build_evaluator": "evaluation.build",
     "build_resnet_a2fpn_backbone": "a2fpn",
     "register": "registration",
     "register_coco_format": "datasets",

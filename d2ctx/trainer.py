@@ -12,7 +12,7 @@ from detectron2.modeling import build_model
 from torch import nn
 
 from d2ctx.errors import UserError
-from d2ctx.evaluators import build_evaluator
+from d2ctx.evaluation.build import build_evaluator
 from d2ctx.meta_arch import AuxLossMixin
 from d2ctx.optimizer import build_optimizer
 from d2ctx.weights import SafeCheckpointer

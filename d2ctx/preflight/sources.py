@@ -8,7 +8,7 @@ from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
 from d2ctx.datasets import dataset_root
-from d2ctx.evaluators import missing_evaluator
+from d2ctx.evaluation.build import missing_evaluator
 from d2ctx.preflight.findings import Findings
 from d2ctx.wording import did_you_mean
 
