@@ -10,28 +10,25 @@ Every function has these implementations with the same numbers:
 - `chunked`: banded matrix products with a backward pass of its own, working memory of bounded size
   and nothing kept but the arguments (see `banded`). No second derivatives. A non-finite feature
   spreads over its tile instead of its window only.
-- `compiled`: torch.compile of the loop. Needs a compiler, and seconds at the first call of a shape.
 - `auto`: `chunked`.
 
-Inside a torch.compile or torch.export of the caller it is always the loop that is traced, because
-that is what compilers fuse.
+All of them work inside a torch.compile of the caller: `loop` is traced, the others are one operator
+there (see `reassembly_op`). In torch.export it is always the loop, so that exported programs hold
+standard operators only.
 
 Letters: B batch, C channels, H W map, Ho Wo map of windows, k window, s scale or stride.
 """
-
-from collections.abc import Callable
-from functools import cache
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ctxops.banded import BandedReassembly
 from ctxops.checks import check_choice, check_map, check_positive
 from ctxops.precision import widen, widened_dtype
+from ctxops.reassembly_op import reassemble
 from ctxops.tiling import kernel_sides
 
-IMPLS = ("auto", "loop", "chunked", "compiled")
+IMPLS = ("auto", "loop", "chunked")
 
 
 def normalize_kernels(logits: Tensor, *, kernel_size: int, scale: int = 1) -> Tensor:
@@ -67,7 +64,7 @@ def reassemble_up(x: Tensor, kernels: Tensor, *, impl: str = "auto") -> Tensor:
     Args:
         x: Coarse map [B, C, H, W].
         kernels: [B, k^2, s^2, H, W], odd k, sub-pixel = s * sy + sx; see `normalize_kernels`.
-        impl: `loop`, `chunked`, `compiled` or `auto`, see the head of this file.
+        impl: `loop`, `chunked` or `auto`, see the head of this file.
 
     Returns:
         Map [B, C, s H, s W] in the dtype of `x`; sums are accumulated in at least float32.
@@ -138,11 +135,10 @@ def _check_kernels(x: Tensor, kernels: Tensor, *, stride: int) -> None:
 def _reassemble(x: Tensor, kernels: Tensor, stride: int, impl: str) -> Tensor:
     """[B, C, H, W], [B, k^2, s^2, Ho, Wo] -> [B, C, s Ho, s Wo]."""
     check_choice(impl, "impl", IMPLS)
-    if impl == "loop" or torch.compiler.is_compiling():
+    # An exported program holds standard operators only, so that it runs wherever PyTorch runs.
+    if impl == "loop" or torch.compiler.is_exporting():
         return _loop(x, kernels, stride)
-    if impl == "compiled":
-        return _compiled_loop()(x, kernels, stride)
-    return BandedReassembly.apply(x, kernels, stride)
+    return reassemble(x, kernels, stride, "chunked")
 
 
 def _loop(x: Tensor, kernels: Tensor, stride: int) -> Tensor:
@@ -159,8 +155,3 @@ def _loop(x: Tensor, kernels: Tensor, stride: int) -> Tensor:
         window = padded[:, :, None, rows, columns]  # [B, C, 1, Ho, Wo]
         out = out + window * wide_kernels[:, None, tap]  # [B, C, s^2, Ho, Wo]
     return F.pixel_shuffle(out.flatten(1, 2), scale).to(x.dtype)
-
-
-@cache
-def _compiled_loop() -> Callable[[Tensor, Tensor, int], Tensor]:
-    return torch.compile(_loop)

@@ -7,7 +7,6 @@ Letters: B batch, C channels, H W map, Ho Wo map of windows, k window, s sub-pix
 T tiles, r w windows per tile, K pixels of the patch a tile reads, N = r w s^2 outputs of a tile.
 """
 
-import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
@@ -169,7 +168,15 @@ def kernel_sides(kernels: Tensor) -> tuple[int, int]:
     Returns:
         Side of the window, side of the block of sub-pixels.
     """
-    return math.isqrt(kernels.shape[1]), math.isqrt(kernels.shape[2])
+    return _root(kernels.shape[1]), _root(kernels.shape[2])
+
+
+def _root(square: int) -> int:
+    """Square root, rounded down. By comparisons: a compiler with symbolic sizes follows them."""
+    root = 0
+    while (root + 1) ** 2 <= square:
+        root += 1
+    return root
 
 
 def tilings(x: Tensor, kernels: Tensor, stride: int) -> Iterator[Tiles]:
