@@ -41,6 +41,8 @@ def add_d2ctx_config(cfg: CfgNode) -> None:
     """
     register()
     _add_missing(cfg.MODEL, "A2FPN", _a2fpn())
+    _add_missing(cfg.MODEL, "CASCADE", _cascade())
+    _add_missing(cfg.MODEL, "HTC", _htc())
     # Share of a weight file's tensors that must find a place in the model; below it, training
     # does not start. 0 switches the check off.
     _add_missing(cfg.MODEL, "WEIGHTS_MIN_MATCH", 0.5)
@@ -91,4 +93,33 @@ def _a2fpn() -> CfgNode:
     node.KERNEL_DOWN = 5
     # Implementation of the reassembly; all give the same numbers
     node.REASSEMBLY = "auto"
+    return node
+
+
+def _cascade() -> CfgNode:
+    """`ContextCascadeROIHeads`; IoUs and box weights are in Detectron2's ROI_BOX_CASCADE_HEAD."""
+    node = CfgNode()
+    # Factor of the losses of each stage
+    node.LOSS_WEIGHTS = [1.0, 0.5, 0.25]
+    # What is averaged over the stages at test: "logits" (mmdetection) or "probabilities"
+    node.SCORE_MEAN = "logits"
+    return node
+
+
+def _htc() -> CfgNode:
+    """Hybrid Task Cascade; the defaults are the paper's on COCO."""
+    node = CfgNode({"SEMANTIC": CfgNode()})
+    semantic = node.SEMANTIC
+    # Off: no semantic parameters, and no stuff-thing maps are needed
+    semantic.ENABLED = True
+    semantic.IN_FEATURES = ["p2", "p3", "p4", "p5", "p6"]
+    # The map whose size all take
+    semantic.COMMON_FEATURE = "p3"
+    # Labels of the maps: 0 ... NUM_CLASSES - 1, and IGNORE_VALUE
+    semantic.NUM_CLASSES = 183
+    semantic.IGNORE_VALUE = 255
+    semantic.NUM_CONV = 4
+    semantic.CONV_DIM = 256
+    semantic.POOLER_RESOLUTION = 14
+    semantic.LOSS_WEIGHT = 0.2
     return node

@@ -1,16 +1,21 @@
 """The one place where our parts enter Detectron2's registries."""
 
-from detectron2.modeling import BACKBONE_REGISTRY, META_ARCH_REGISTRY
+from detectron2.modeling import BACKBONE_REGISTRY, META_ARCH_REGISTRY, ROI_HEADS_REGISTRY
 
 from d2ctx import meta_arch
 from d2ctx.a2fpn import build_resnet_a2fpn_backbone
+from d2ctx.cascade import ContextCascadeROIHeads
+from d2ctx.htc import ContextHTC, HybridTaskROIHeads
 
 
 def register() -> None:
-    """Register our backbones and meta-architectures; calling it again changes nothing."""
+    """Register our backbones, heads and meta-architectures; calling it again changes nothing."""
     _register_once(BACKBONE_REGISTRY, build_resnet_a2fpn_backbone)
     for name in meta_arch.__all__:
         _register_once(META_ARCH_REGISTRY, getattr(meta_arch, name))
+    _register_once(META_ARCH_REGISTRY, ContextHTC)
+    for heads in (ContextCascadeROIHeads, HybridTaskROIHeads):
+        _register_once(ROI_HEADS_REGISTRY, heads)
 
 
 def _register_once(registry, part) -> None:
