@@ -5,6 +5,9 @@
         fruits_train: {JSON: "fruits/annotations/train.json", IMAGES: "fruits/images"}
       TRAIN: ("fruits_train",)
 
+A definition may also name SEM_SEG, a folder of label maps: for every image a PNG of one 8-bit
+channel with the same name, a class number per pixel (things and stuff), 255 where none is known.
+
 Relative paths start at the environment variable DETECTRON2_DATASETS, by default ./datasets, as
 those of Detectron2's own data sets do.
 """
@@ -18,13 +21,13 @@ from typing import Any
 
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog
-from detectron2.data.datasets import register_coco_instances
+from detectron2.data.datasets import load_coco_json, register_coco_instances
 
 from d2ctx.errors import UserError
 from d2ctx.wording import did_you_mean
 
 # Key of a definition -> whether it must be there. All values are paths.
-DEFINITION_KEYS = {"JSON": True, "IMAGES": True}
+DEFINITION_KEYS = {"JSON": True, "IMAGES": True, "SEM_SEG": False}
 # Larger annotation files are parsed once, when they are loaded, not also to learn class names.
 EAGER_BYTES = 32 * 2**20
 EXAMPLE = '{JSON: "annotations/train.json", IMAGES: "images"}'
@@ -37,10 +40,12 @@ class CocoDefinition:
     Attributes:
         json_file: Annotation file in COCO's instance format.
         image_root: Folder that the json's file names start from.
+        semantic_root: Folder of the label maps; "" where there are none.
     """
 
     json_file: str
     image_root: str
+    semantic_root: str = ""
 
 
 def dataset_root() -> str:
@@ -68,21 +73,46 @@ def parse_definition(name: str, entry: Any) -> CocoDefinition:
     Raises:
         UserError: On a missing or unknown key, or on a value that is not a path.
     """
-    where = f"DATASETS.COCO_FORMAT.{name}"
+    paths = parse_paths(
+        f"DATASETS.COCO_FORMAT.{name}", entry, keys=DEFINITION_KEYS, example=EXAMPLE
+    )
+    return CocoDefinition(
+        json_file=paths["JSON"],
+        image_root=paths["IMAGES"],
+        semantic_root=paths.get("SEM_SEG", ""),
+    )
+
+
+def parse_paths(
+    where: str, entry: Any, *, keys: Mapping[str, bool], example: str
+) -> dict[str, str]:
+    """Read a section of the configuration that holds paths.
+
+    Args:
+        where: Its full name.
+        entry: Its value.
+        keys: Known keys, and whether each must be there.
+        example: A section that would be right.
+
+    Returns:
+        Key -> resolved path, for the keys that are there.
+
+    Raises:
+        UserError: On a missing or unknown key, or on a value that is not a path.
+    """
     if not isinstance(entry, Mapping):
-        raise UserError(f"{where} must be a section such as {EXAMPLE}, got {entry!r}")
+        raise UserError(f"{where} must be a section such as {example}, got {entry!r}")
     for key in entry:
-        if key not in DEFINITION_KEYS:
-            raise UserError(f"{where}.{key} is not known; {did_you_mean(key, DEFINITION_KEYS)}")
-    for key, required in DEFINITION_KEYS.items():
+        if key not in keys:
+            raise UserError(f"{where}.{key} is not known; {did_you_mean(key, keys)}")
+    for key, required in keys.items():
         if required and key not in entry:
-            raise UserError(f"{where}.{key} is missing; write {name}: {EXAMPLE}")
+            name = where.rpartition(".")[2]
+            raise UserError(f"{where}.{key} is missing; write {name}: {example}")
     for key, value in entry.items():
         if not isinstance(value, str) or not value:
             raise UserError(f'{where}.{key} must be a path, got {value!r}; write {key}: "..."')
-    return CocoDefinition(
-        json_file=resolve_path(entry["JSON"]), image_root=resolve_path(entry["IMAGES"])
-    )
+    return {key: resolve_path(value) for key, value in entry.items()}
 
 
 def register_coco_format(cfg: CfgNode) -> None:
@@ -105,20 +135,54 @@ def register_coco_format(cfg: CfgNode) -> None:
 
 def _register(name: str, definition: CocoDefinition) -> None:
     if name not in DatasetCatalog:
-        register_coco_instances(name, {}, definition.json_file, definition.image_root)
+        if definition.semantic_root:
+            _register_with_maps(name, definition)
+        else:
+            register_coco_instances(name, {}, definition.json_file, definition.image_root)
         names = _class_names(definition.json_file)
         if names:
             MetadataCatalog.get(name).thing_classes = names
         return
     taken = MetadataCatalog.get(name)
     known = CocoDefinition(
-        json_file=str(taken.get("json_file")), image_root=str(taken.get("image_root"))
+        json_file=str(taken.get("json_file")),
+        image_root=str(taken.get("image_root")),
+        semantic_root=str(taken.get("sem_seg_root", "")),
     )
     if known != definition:
         raise UserError(
             f"DATASETS.COCO_FORMAT.{name}: the name is taken by the data set of "
             f"{known.json_file}; choose another name"
         )
+
+
+def _register_with_maps(name: str, definition: CocoDefinition) -> None:
+    """As `register_coco_instances`; every record also names its label map."""
+
+    def load() -> list[dict[str, Any]]:
+        records = load_coco_json(definition.json_file, definition.image_root, name)
+        for record in records:
+            image = os.path.relpath(record["file_name"], definition.image_root)
+            record["sem_seg_file_name"] = label_map(definition.semantic_root, image)
+        return records
+
+    DatasetCatalog.register(name, load)
+    MetadataCatalog.get(name).set(
+        json_file=definition.json_file,
+        image_root=definition.image_root,
+        sem_seg_root=definition.semantic_root,
+        evaluator_type="coco",
+    )
+
+
+def label_map(semantic_root: str, image: str) -> str:
+    """Path of an image's label map.
+
+    Args:
+        semantic_root: Folder of the maps.
+        image: The image's name as the json gives it.
+    """
+    return os.path.join(semantic_root, os.path.splitext(image)[0] + ".png")
 
 
 def _class_names(json_file: str) -> list[str]:

@@ -8,6 +8,7 @@ from d2ctx.preflight.annotations import Wanted, check_annotations
 from d2ctx.preflight.coco_json import CocoFile, check_classes, read_coco
 from d2ctx.preflight.findings import Findings
 from d2ctx.preflight.images import check_images
+from d2ctx.preflight.label_maps import check_label_maps, check_maps_are_named, needs_maps
 from d2ctx.preflight.settings import (
     check_batch,
     check_devices,
@@ -57,6 +58,8 @@ def check_run(
     check_weights(cfg, eval_only=eval_only, resume=resume, findings=findings)
     sources = find_sources(cfg, eval_only=eval_only, findings=findings)
     check_evaluators(sources, findings)
+    if needs_maps(cfg):
+        check_maps_are_named(sources, findings)
     present = present_sources(sources, findings)
     lines = _check_data(cfg, present, findings)
     findings.raise_errors()
@@ -80,6 +83,8 @@ def _check_data(cfg: CfgNode, sources: list[Source], findings: Findings) -> list
         _check_not_empty(cfg, file, findings)
     for file in files:
         check_images(file, decode=cfg.DATASETS.CHECK == "full", findings=findings)
+        if needs_maps(cfg) and file.source.train and file.source.from_yaml:
+            check_label_maps(cfg, file, findings)
     others = [source.name for source in sources if not source.is_coco]
     return [summary(file) for file in files] + [
         f"{name}: not in COCO's instance format, files not checked" for name in others

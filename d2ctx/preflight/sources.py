@@ -25,6 +25,10 @@ PATH_KEYS = (
 )
 
 
+# Which key of a definition in YAML gives a path; all others come from IMAGES.
+_YAML_KEYS = {"json_file": "JSON", "panoptic_json": "JSON", "sem_seg_root": "SEM_SEG"}
+
+
 @dataclass(frozen=True)
 class Source:
     """One data set of the run.
@@ -52,6 +56,11 @@ class Source:
         return str(MetadataCatalog.get(self.name).get("image_root", ""))
 
     @property
+    def semantic_root(self) -> str:
+        """Folder of the label maps; "" where there are none."""
+        return str(MetadataCatalog.get(self.name).get("sem_seg_root", None) or "")
+
+    @property
     def is_coco(self) -> bool:
         """Whether the instances come from a json in COCO's instance format."""
         meta = MetadataCatalog.get(self.name)
@@ -67,7 +76,7 @@ class Source:
         return MetadataCatalog.get(self.name).get("thing_classes")
 
     def fix(self, key: str) -> str:
-        """How the user can correct the path of `key` (JSON or IMAGES)."""
+        """How the user can correct the path of `key`: JSON, IMAGES or SEM_SEG."""
         if self.from_yaml:
             return f"correct DATASETS.COCO_FORMAT.{self.name}.{key}, or {_ROOT_FIX}"
         return _ROOT_FIX
@@ -123,7 +132,7 @@ def present_sources(sources: list[Source], findings: Findings) -> list[Source]:
     for source in sources:
         for key, path in absent[source.name]:
             if os.path.isdir(root) or not _is_below(path, root):
-                yaml_key = "JSON" if key.endswith(("json", "json_file")) else "IMAGES"
+                yaml_key = _YAML_KEYS.get(key, "IMAGES")
                 findings.errors.append(
                     f"{source.name}: {key} {path} does not exist; {source.fix(yaml_key)}"
                 )
