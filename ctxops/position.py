@@ -23,6 +23,25 @@ TEMPERATURE = 10_000.0
 EXTENT_EPS = 1e-6
 
 
+def check_grid(grid: tuple[int, int], name: str) -> None:
+    """Refuse anything but two positive integers.
+
+    Args:
+        grid: (h, w).
+        name: What the caller calls it.
+
+    Raises:
+        TypeError: If a side is not an integer.
+        ValueError: If there are not two sides, or one is not positive.
+    """
+    if len(grid) != 2:
+        raise ValueError(f"{name}: expected (height, width), got {tuple(grid)}; pass two sizes")
+    for side in grid:
+        # torch.export hands in symbols, which are no `int`.
+        if not isinstance(side, torch.SymInt):
+            check_positive(side, name)
+
+
 def resize_position_embedding(
     embedding: Tensor,
     *,
@@ -52,8 +71,8 @@ def resize_position_embedding(
             unknown.
     """
     check_choice(mode, "mode", RESIZE_MODES)
-    _check_grid(old_grid, "old_grid")
-    _check_grid(new_grid, "new_grid")
+    check_grid(old_grid, "old_grid")
+    check_grid(new_grid, "new_grid")
     height, width = old_grid
     if embedding.dim() != 3 or embedding.shape[1] != num_prefix + height * width:
         raise ValueError(
@@ -99,7 +118,7 @@ def sine_position(
         TypeError: If a size is not an integer.
         ValueError: If a size is not positive or 4 does not divide d.
     """
-    _check_grid(grid, "grid")
+    check_grid(grid, "grid")
     check_positive(channels, "channels")
     if channels % 4:
         raise ValueError(
@@ -178,7 +197,7 @@ def cell_centres(
         TypeError: If a side is not an integer.
         ValueError: If a side is not positive.
     """
-    _check_grid(grid, "grid")
+    check_grid(grid, "grid")
     height, width = grid
     y = (torch.arange(height, dtype=dtype, device=device) + 0.5) / height
     x = (torch.arange(width, dtype=dtype, device=device) + 0.5) / width
@@ -200,7 +219,7 @@ class GridEmbedding(nn.Module):
 
     def __init__(self, *, grid: tuple[int, int], channels: int) -> None:
         super().__init__()
-        _check_grid(grid, "grid")
+        check_grid(grid, "grid")
         check_positive(channels, "channels")
         self.grid = (grid[0], grid[1])
         self.weight = nn.Parameter(torch.randn(grid[0] * grid[1], channels))
@@ -225,13 +244,3 @@ class GridEmbedding(nn.Module):
     def extra_repr(self) -> str:
         """What `print` shows."""
         return f"grid={self.grid}, channels={self.weight.shape[1]}"
-
-
-def _check_grid(grid: tuple[int, int], name: str) -> None:
-    """Refuse anything but two positive integers."""
-    if len(grid) != 2:
-        raise ValueError(f"{name}: expected (height, width), got {tuple(grid)}; pass two sizes")
-    for side in grid:
-        # torch.export hands in symbols, which are no `int`.
-        if not isinstance(side, torch.SymInt):
-            check_positive(side, name)
