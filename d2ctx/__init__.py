@@ -22,6 +22,7 @@ _EXPORTS = {
     "build_resnet_a2fpn_backbone": "a2fpn",
     "register": "registration",
     "register_coco_format": "datasets",
+    "register_datasets": "registration",
 }
 __all__ = [
     "PyramidBackbone",
@@ -32,6 +33,7 @@ __all__ = [
     "build_resnet_a2fpn_backbone",
     "register",
     "register_coco_format",
+    "register_datasets",
 ]
 
 

@@ -5,8 +5,7 @@ from collections.abc import Sequence
 from detectron2.config import CfgNode, get_cfg
 
 from d2ctx.config_file import check_registry_names, merge_config
-from d2ctx.datasets import register_coco_format
-from d2ctx.registration import register
+from d2ctx.registration import register, register_datasets
 
 
 def load_config(config_file: str | None, opts: Sequence[str] = ()) -> CfgNode:
@@ -27,7 +26,7 @@ def load_config(config_file: str | None, opts: Sequence[str] = ()) -> CfgNode:
     merge_config(cfg, config_file=config_file, opts=list(opts))
     check_registry_names(cfg)
     cfg.freeze()
-    register_coco_format(cfg)
+    register_datasets(cfg)
     return cfg
 
 
@@ -51,6 +50,11 @@ def add_d2ctx_config(cfg: CfgNode) -> None:
     # COCO-format data sets by name: {JSON: file, IMAGES: folder}, absolute or relative to
     # $DETECTRON2_DATASETS.
     _add_missing(cfg.DATASETS, "COCO_FORMAT", CfgNode(new_allowed=True))
+    # The same in COCO's panoptic format: {JSON: file, PNGS: folder, IMAGES: folder}, and where
+    # instances come from another file, INSTANCES_JSON.
+    _add_missing(cfg.DATASETS, "COCO_PANOPTIC", CfgNode(new_allowed=True))
+    # Cityscapes in its own layout: {ROOT: folder of leftImg8bit and gtFine, SPLIT: "train"}
+    _add_missing(cfg.DATASETS, "CITYSCAPES", CfgNode(new_allowed=True))
     # What is checked before training: "full" decodes every image, "headers" opens it, "off".
     _add_missing(cfg.DATASETS, "CHECK", "full")
 

@@ -1,11 +1,15 @@
 """The one place where our parts enter Detectron2's registries."""
 
+from detectron2.config import CfgNode
 from detectron2.modeling import BACKBONE_REGISTRY, META_ARCH_REGISTRY, ROI_HEADS_REGISTRY
 
 from d2ctx import meta_arch
 from d2ctx.a2fpn import build_resnet_a2fpn_backbone
 from d2ctx.cascade import ContextCascadeROIHeads
+from d2ctx.cityscapes_data import register_cityscapes
+from d2ctx.datasets import register_coco_format
 from d2ctx.htc import ContextHTC, HybridTaskROIHeads
+from d2ctx.panoptic_data import register_coco_panoptic
 
 
 def register() -> None:
@@ -16,6 +20,20 @@ def register() -> None:
     _register_once(META_ARCH_REGISTRY, ContextHTC)
     for heads in (ContextCascadeROIHeads, HybridTaskROIHeads):
         _register_once(ROI_HEADS_REGISTRY, heads)
+
+
+def register_datasets(cfg: CfgNode) -> None:
+    """Register the data sets that a configuration defines; calling it again changes nothing.
+
+    Args:
+        cfg: A configuration with our nodes, see `d2ctx.add_d2ctx_config`.
+
+    Raises:
+        UserError: On an invalid definition, or a name that is taken.
+    """
+    register_coco_format(cfg)
+    register_coco_panoptic(cfg)
+    register_cityscapes(cfg)
 
 
 def _register_once(registry, part) -> None:

@@ -12,11 +12,10 @@ from detectron2.utils import comm
 from torch.multiprocessing import ProcessExitedException
 
 from d2ctx.config import load_config
-from d2ctx.datasets import register_coco_format
 from d2ctx.errors import exit_code
 from d2ctx.files import write_json
 from d2ctx.preflight import check_run
-from d2ctx.registration import register
+from d2ctx.registration import register, register_datasets
 from d2ctx.runs import start_run
 from d2ctx.trainer import Trainer
 from d2ctx.weights import SafeCheckpointer
@@ -106,7 +105,7 @@ def _checked_launch(args: argparse.Namespace) -> None:
 def _worker(cfg: CfgNode, eval_only: bool, resume: bool) -> None:
     """`run` in a spawned process: nothing is registered yet, and no error may be a traceback."""
     register()
-    register_coco_format(cfg)
+    register_datasets(cfg)
     code = exit_code(lambda: run(cfg, eval_only=eval_only, resume=resume))
     if code:
         sys.exit(code)

@@ -7,8 +7,11 @@ from detectron2.data import MetadataCatalog
 from detectron2.evaluation import COCOEvaluator, DatasetEvaluator
 from detectron2.modeling import META_ARCH_REGISTRY, PanopticFPN, ProposalNetwork
 
+from d2ctx.cityscapes_data import EVALUATOR
 from d2ctx.errors import UserError
+from d2ctx.evaluation.cityscapes import CityscapesInstanceEvaluator
 from d2ctx.evaluation.coco import CocoEvaluator
+from d2ctx.evaluation.panoptic import PanopticEvaluator
 from d2ctx.evaluation.reporting import Reporting, ReportingEvaluators
 
 
@@ -17,7 +20,22 @@ def _coco(cfg: CfgNode, name: str, folder: Path) -> list[Reporting]:
     return [CocoEvaluator(name, folder=folder, tasks=tasks)]
 
 
-_BUILDERS = {"coco": _coco}
+def _coco_panoptic(cfg: CfgNode, name: str, folder: Path) -> list[Reporting]:
+    panoptic = [PanopticEvaluator(name, folder=folder)] if predicts_panoptic(cfg) else []
+    return [*panoptic, *_coco(cfg, name, folder)]
+
+
+def _cityscapes(cfg: CfgNode, name: str, folder: Path) -> list[Reporting]:
+    evaluators: list[Reporting] = []
+    if predicts_panoptic(cfg):
+        evaluators.append(PanopticEvaluator(name, folder=folder, official=True))
+    if cfg.MODEL.MASK_ON:
+        evaluators.append(CityscapesInstanceEvaluator(name, folder=folder))
+    return evaluators or _coco(cfg, name, folder)
+
+
+# By the metadata's evaluator_type.
+_BUILDERS = {"coco": _coco, "coco_panoptic_seg": _coco_panoptic, EVALUATOR: _cityscapes}
 
 
 def missing_evaluator(dataset_name: str) -> str:
@@ -27,7 +45,8 @@ def missing_evaluator(dataset_name: str) -> str:
         return ""
     return (
         f"data set {dataset_name!r} asks for evaluator {kind!r}; known: {sorted(_BUILDERS)}; "
-        "register it under DATASETS.COCO_FORMAT, or take it out of DATASETS.TEST"
+        "define it under DATASETS.COCO_FORMAT, COCO_PANOPTIC or CITYSCAPES, or take it out of "
+        "DATASETS.TEST"
     )
 
 

@@ -49,6 +49,18 @@ def ids_to_rgb(ids: np.ndarray) -> np.ndarray:
     return np.stack([ids & 255, (ids >> 8) & 255, ids >> 16], axis=-1).astype(np.uint8)
 
 
+class BadPngError(UserError):
+    """A PNG that is absent or no panoptic one.
+
+    Attributes:
+        reason: What is wrong, without the file.
+    """
+
+    def __init__(self, path: Path, reason: str, fix: str):
+        super().__init__(f"{path} {reason}; {fix}")
+        self.reason = reason
+
+
 def read_ids(path: Path) -> np.ndarray:
     """Read the segment ids of a panoptic PNG.
 
@@ -59,23 +71,22 @@ def read_ids(path: Path) -> np.ndarray:
         [H, W] ids, int32.
 
     Raises:
-        UserError: If the file is absent, broken, or no 8-bit RGB image.
+        BadPngError: If the file is absent, broken, or no 8-bit RGB image.
     """
+    again = "write it again"
     try:
         with Image.open(path) as image:
             mode = image.mode
             pixels = np.asarray(image)
     except FileNotFoundError:
-        raise UserError(f"{path} does not exist; write one PNG for each annotation") from None
+        raise BadPngError(path, "does not exist", "write one PNG for each annotation") from None
     except UnidentifiedImageError:
-        raise UserError(f"{path} is no image; write it again") from None
+        raise BadPngError(path, "is no image", again) from None
     except (OSError, SyntaxError, ValueError) as error:
-        raise UserError(f"{path} cannot be decoded ({error}); write it again") from None
+        raise BadPngError(path, f"cannot be decoded ({error})", again) from None
     if mode != "RGB":
-        raise UserError(
-            f"{path} has mode {mode}, expected RGB with id = R + 256 G + 65536 B; "
-            "write ids as 8-bit RGB"
-        )
+        reason = f"has mode {mode}, expected RGB with id = R + 256 G + 65536 B"
+        raise BadPngError(path, reason, "write ids as 8-bit RGB")
     return rgb_to_ids(pixels)
 
 

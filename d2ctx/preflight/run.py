@@ -9,6 +9,7 @@ from d2ctx.preflight.coco_json import CocoFile, check_classes, read_coco
 from d2ctx.preflight.findings import Findings
 from d2ctx.preflight.images import check_images
 from d2ctx.preflight.label_maps import check_label_maps, check_maps_are_named, needs_maps
+from d2ctx.preflight.panoptic import check_instances, check_stuff_is_known, prepare_panoptic
 from d2ctx.preflight.settings import (
     check_batch,
     check_devices,
@@ -27,7 +28,7 @@ def check_run(
 ) -> list[str]:
     """Check everything that training or evaluation would trip over later.
 
-    Call it once, before processes are launched and after `register_coco_format`.
+    Call it once, before processes are launched and after `register_datasets`.
     `DATASETS.CHECK` says how the data are checked: "full" decodes every image (those that were
     whole at an earlier start are not read again), "headers" reads their sizes, "off" looks only
     whether files and folders are there.
@@ -60,7 +61,8 @@ def check_run(
     check_evaluators(sources, findings)
     if needs_maps(cfg):
         check_maps_are_named(sources, findings)
-    present = present_sources(sources, findings)
+    check_stuff_is_known(cfg, sources, findings)
+    present = prepare_panoptic(cfg, present_sources(sources, findings), findings)
     lines = _check_data(cfg, present, findings)
     findings.raise_errors()
     return lines + [f"note: {note}" for note in findings.notes]
@@ -70,7 +72,7 @@ def _check_data(cfg: CfgNode, sources: list[Source], findings: Findings) -> list
     if cfg.DATASETS.CHECK == "off":
         return [f"{source.name}: not checked (DATASETS.CHECK off)" for source in sources]
     files = [read_coco(source, findings) for source in sources if source.is_coco]
-    files = [file for file in files if file is not None]
+    files = [f for f in files if f is not None and check_instances(f, findings)]
     key = class_count_key(cfg)
     check_classes(files, key=key, wanted=get_value(cfg, key) if key else 0, findings=findings)
     for file in files:
@@ -81,9 +83,10 @@ def _check_data(cfg: CfgNode, sources: list[Source], findings: Findings) -> list
         )
         check_annotations(file, wanted, findings)
         _check_not_empty(cfg, file, findings)
+        _check_scored(file, findings)
     for file in files:
         check_images(file, decode=cfg.DATASETS.CHECK == "full", findings=findings)
-        if needs_maps(cfg) and file.source.train and file.source.from_yaml:
+        if needs_maps(cfg) and file.source.train:
             check_label_maps(cfg, file, findings)
     others = [source.name for source in sources if not source.is_coco]
     return [summary(file) for file in files] + [
@@ -123,6 +126,15 @@ def _check_not_empty(cfg: CfgNode, file: CocoFile, findings: Findings) -> None:
             f"{name}: {unused} of {plural(len(file.images), 'image')} have no object and are not "
             "trained on (DATALOADER.FILTER_EMPTY_ANNOTATIONS)"
         )
+
+
+def _check_scored(file: CocoFile, findings: Findings) -> None:
+    if not file.source.test or file.annotations:
+        return
+    why = "has no annotations: its results are written, not scored"
+    if file.annotations is not None:
+        why = "holds no annotated object: its average precision will not exist"
+    findings.notes.append(f"{file.source.name}: {file.source.json_file} {why}")
 
 
 def summary(file: CocoFile) -> str:

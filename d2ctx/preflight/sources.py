@@ -9,6 +9,7 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 
 from d2ctx.datasets import dataset_root
 from d2ctx.evaluation.build import missing_evaluator
+from d2ctx.preflight.cache import cache_folder
 from d2ctx.preflight.findings import Findings
 from d2ctx.wording import did_you_mean
 
@@ -25,8 +26,17 @@ PATH_KEYS = (
 )
 
 
-# Which key of a definition in YAML gives a path; all others come from IMAGES.
-_YAML_KEYS = {"json_file": "JSON", "panoptic_json": "JSON", "sem_seg_root": "SEM_SEG"}
+# Which key of a definition in YAML gives a path, by section; all others come from the last one.
+_YAML_KEYS = {
+    "COCO_FORMAT": {"json_file": "JSON", "sem_seg_root": "SEM_SEG", "": "IMAGES"},
+    "COCO_PANOPTIC": {
+        "panoptic_json": "JSON",
+        "panoptic_root": "PNGS",
+        "json_file": "INSTANCES_JSON",
+        "": "IMAGES",
+    },
+    "CITYSCAPES": {"": "ROOT"},
+}
 
 
 @dataclass(frozen=True)
@@ -37,13 +47,23 @@ class Source:
         name: Its registered name.
         train: Whether the run trains on it.
         test: Whether the run evaluates on it.
-        from_yaml: Whether `DATASETS.COCO_FORMAT` defines it.
+        section: The key below DATASETS that defines it; "" where none does.
     """
 
     name: str
     train: bool
     test: bool
-    from_yaml: bool
+    section: str
+
+    @property
+    def from_yaml(self) -> bool:
+        """Whether `DATASETS.COCO_FORMAT` defines it."""
+        return self.section == "COCO_FORMAT"
+
+    @property
+    def is_panoptic(self) -> bool:
+        """Whether its stuff maps and instances are made from panoptic PNGs."""
+        return self.section in ("COCO_PANOPTIC", "CITYSCAPES")
 
     @property
     def json_file(self) -> str:
@@ -68,7 +88,7 @@ class Source:
         # The other panoptic form takes its instances from the panoptic json.
         separated = kind == "coco_panoptic_seg" and meta.get("sem_seg_root") is not None
         local = self.json_file and "://" not in self.json_file
-        return bool(local) and (kind == "coco" or separated)
+        return bool(local) and (kind == "coco" or separated or self.is_panoptic)
 
     @property
     def classes(self) -> list[str] | None:
@@ -76,10 +96,17 @@ class Source:
         return MetadataCatalog.get(self.name).get("thing_classes")
 
     def fix(self, key: str) -> str:
-        """How the user can correct the path of `key`: JSON, IMAGES or SEM_SEG."""
-        if self.from_yaml:
-            return f"correct DATASETS.COCO_FORMAT.{self.name}.{key}, or {_ROOT_FIX}"
+        """How the user can correct the path of `key`, as JSON, IMAGES or SEM_SEG."""
+        if self.section:
+            known = _YAML_KEYS[self.section]
+            key = key if key in known.values() else known[""]
+            return f"correct DATASETS.{self.section}.{self.name}.{key}, or {_ROOT_FIX}"
         return _ROOT_FIX
+
+    def fix_path(self, metadata_key: str) -> str:
+        """How the user can correct the path that the metadata hold under a key."""
+        known = _YAML_KEYS.get(self.section, {"": ""})
+        return self.fix(known.get(metadata_key, known[""]))
 
 
 _ROOT_FIX = "set the environment variable DETECTRON2_DATASETS to the folder of your data sets"
@@ -105,7 +132,7 @@ def find_sources(cfg: CfgNode, *, eval_only: bool, findings: Findings) -> list[S
             name=name,
             train=name in names["TRAIN"],
             test=name in names["TEST"],
-            from_yaml=name in cfg.DATASETS.COCO_FORMAT,
+            section=next((s for s in _YAML_KEYS if name in cfg.DATASETS.get(s, {})), ""),
         )
         for name in unique
         if name in DatasetCatalog
@@ -132,9 +159,8 @@ def present_sources(sources: list[Source], findings: Findings) -> list[Source]:
     for source in sources:
         for key, path in absent[source.name]:
             if os.path.isdir(root) or not _is_below(path, root):
-                yaml_key = _YAML_KEYS.get(key, "IMAGES")
                 findings.errors.append(
-                    f"{source.name}: {key} {path} does not exist; {source.fix(yaml_key)}"
+                    f"{source.name}: {key} {path} does not exist; {source.fix_path(key)}"
                 )
     return [source for source in sources if not absent[source.name]]
 
@@ -143,6 +169,8 @@ def _absent_paths(source: Source) -> Iterator[tuple[str, str]]:
     meta = MetadataCatalog.get(source.name)
     for key in PATH_KEYS:
         path = meta.get(key)
+        if path and source.is_panoptic and _is_below(str(path), str(cache_folder())):
+            continue  # made when the set is prepared
         if path and "://" not in str(path) and not os.path.exists(path):
             yield key, str(path)
 

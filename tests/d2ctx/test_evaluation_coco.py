@@ -291,7 +291,9 @@ def test_an_evaluator_that_we_lack_is_named_with_the_fix(cfg, kind):
     with pytest.raises(UserError) as caught:
         build_evaluator(cfg, "other")
     assert str(caught.value).startswith(f"data set 'other' asks for evaluator {kind!r}; known: ['")
-    assert str(caught.value).endswith("under DATASETS.COCO_FORMAT, or take it out of DATASETS.TEST")
+    assert str(caught.value).endswith(
+        "COCO_PANOPTIC or CITYSCAPES, or take it out of DATASETS.TEST"
+    )
 
 
 def test_an_evaluator_of_data_that_were_not_loaded_says_so(cfg):

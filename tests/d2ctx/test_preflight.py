@@ -236,7 +236,7 @@ def test_other_formats_are_checked_for_presence(cfg, tmp_path):
 
 def test_a_test_set_without_evaluator_is_told_before_the_training(cfg):
     cfg.DATASETS.TEST = ("lvis_v1_val",)
-    assert "data set 'lvis_v1_val' asks for evaluator 'lvis'; known: ['coco']" in refusal(cfg)
+    assert "data set 'lvis_v1_val' asks for evaluator 'lvis'; known: ['city" in refusal(cfg)
 
 
 # ---- classes ---------------------------------------------------------------------------------
