@@ -493,8 +493,9 @@ def test_forward_says_what_is_wrong():
     module, levels = block(), maps(*ODD, dtype=torch.float32)
     with pytest.raises(ValueError, match="expected 3 maps, fine to coarse, got 2"):
         module(levels[:2])
-    with pytest.raises(ValueError, match="fine to coarse, got .* reverse the list"):
-        module(levels[::-1])
+    for grown in ((5, 4), (4, 6)):
+        with pytest.raises(ValueError, match="fine to coarse, got .* reverse the list"):
+            module(maps((4, 5), grown, (1, 1), dtype=torch.float32))
     with pytest.raises(ValueError, match=r"features\[1\]: expected 8 channels, got 4"):
         module([levels[0], levels[1][:, :4], levels[2]])
     with pytest.raises(ValueError, match="maps of one batch size"):
