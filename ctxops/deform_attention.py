@@ -9,7 +9,7 @@ The function has these implementations with the same numbers:
 - `grid_sample`: level by level with `F.grid_sample`, under autograd. The reference, traceable.
 - `chunked`: sums of table rows (see `sampled_sum`), with a backward pass of its own that keeps
   nothing but the arguments. CPU only, no second derivatives.
-- `auto`: `chunked` on a CPU, else `grid_sample`.
+- `auto`: `chunked` on a CPU, unless there are too few points to pay for it, else `grid_sample`.
 
 Inside a torch.compile or torch.export of the caller it is always `grid_sample` that is traced.
 
@@ -31,6 +31,8 @@ from ctxops.precision import autocast_off, widen, widened_dtype
 from ctxops.sampled_sum import SampledSum
 
 IMPLS = ("auto", "chunked", "grid_sample")
+# Points per image and head from which on `chunked` is the faster one.
+MIN_CHUNKED_POINTS = 2**12
 
 
 def deformable_attention(
@@ -63,14 +65,24 @@ def deformable_attention(
     """
     check_choice(impl, "impl", IMPLS)
     _check_tensors(value, level_shapes, locations, weights)
+    if _choose(impl, value, weights) == "grid_sample":
+        return _grid_sample(value, level_shapes, locations, weights)
+    return SampledSum.apply(value, tuple(level_shapes), locations, weights).flatten(2)
+
+
+def _choose(impl: str, value: Tensor, weights: Tensor) -> str:
+    """The implementation to run."""
     on_cpu = value.device.type == "cpu"
     if impl == "chunked" and not on_cpu:
         raise ValueError(
             f"impl: 'chunked' runs on a CPU, got tensors on {value.device}; use 'auto'"
         )
-    if impl == "grid_sample" or torch.compiler.is_compiling() or not on_cpu:
-        return _grid_sample(value, level_shapes, locations, weights)
-    return SampledSum.apply(value, tuple(level_shapes), locations, weights).flatten(2)
+    if torch.compiler.is_compiling():
+        return "grid_sample"
+    if impl != "auto":
+        return impl
+    many = weights[0, :, 0].numel() >= MIN_CHUNKED_POINTS
+    return "chunked" if on_cpu and many else "grid_sample"
 
 
 def _check_tensors(

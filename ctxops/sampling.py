@@ -91,7 +91,8 @@ class Table:
         device: torch.device,
     ) -> None:
         self.levels = list(_place(level_shapes))
-        self.num_rows = self.levels[-1].rows.stop
+        # A row per pixel of a query at least: a sparse matrix cannot list more than its columns.
+        self.num_rows = max(self.levels[-1].rows.stop, 4 * num_points * len(self.levels))
         self.dtype = dtype
 
         def per_point(numbers: list[int], kind: torch.dtype) -> Tensor:

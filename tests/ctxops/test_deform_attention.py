@@ -45,7 +45,7 @@ def assert_equal_to_reference(arguments, atol=1e-11):
     )
 
 
-@pytest.mark.parametrize("impl", [*IMPLS, "auto"])
+@pytest.mark.parametrize("impl", IMPLS)
 @pytest.mark.parametrize("level_shapes", PYRAMIDS, ids=str)
 def test_equals_the_equation(level_shapes, impl):
     arguments = make(level_shapes)
@@ -74,7 +74,7 @@ def test_gradcheck(level_shapes, impl):
     level_shapes=st.lists(st.tuples(st.integers(1, 6), st.integers(1, 6)), min_size=1, max_size=3),
     batch=st.integers(1, 2),
     queries=st.integers(1, 9),
-    points=st.integers(1, 4),
+    points=st.integers(1, 16),
     chunk=st.sampled_from([1, 7, 2**20]),
 )
 def test_chunked_equals_grid_sample_for_any_size_and_chunk(
@@ -169,6 +169,20 @@ def test_chunked_refuses_second_derivatives():
     (grad,) = torch.autograd.grad(out, value, create_graph=True)
     with pytest.raises(RuntimeError, match="once_differentiable"):
         grad.sum().backward()
+
+
+@pytest.mark.parametrize(("queries", "chunked"), [(511, False), (512, True)])
+def test_auto_is_chunked_where_there_are_many_points(monkeypatch, queries, chunked):
+    calls = []
+    apply = sampled_sum.SampledSum.apply
+    monkeypatch.setattr(
+        sampled_sum.SampledSum, "apply", lambda *args: calls.append(1) or apply(*args)
+    )
+    arguments = make([(3, 4), (2, 2)], batch=1, queries=queries, points=4)
+    out = deformable_attention(*arguments)
+    assert bool(calls) == chunked
+    expected = deformable_attention(*arguments, impl="grid_sample")
+    torch.testing.assert_close(out, expected, rtol=0, atol=1e-12)
 
 
 def test_chunked_keeps_nothing_but_its_arguments():

@@ -34,7 +34,9 @@ def randomised(module):
 
 
 def tiny_branch(**changes):
-    return randomised(build_context_branch(**{**TINY, "dropout": 0.0, **changes}))
+    return randomised(
+        build_context_branch(**{**TINY, "dropout": 0.0, "impl": "chunked", **changes})
+    )
 
 
 def tiny_inputs(batch=2, dtype=torch.float32):
