@@ -28,6 +28,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ctxops.checks import check_choice, check_divides, check_probability, check_tokens
+from ctxops.mixture_chunks import MixtureChunks
 from ctxops.precision import autocast_off, widen, widened_dtype
 
 SIMILARITIES = ("dot", "euclidean")
@@ -103,6 +104,8 @@ def mixture_attention(
         q, k, v, pi = (x.to(dtype) for x in (query, key, value, mixture))
         if impl == "naive":
             out = _naive(q, k, v, pi, euclidean, scale, dropout_p)
+        elif _takes_chunks(impl, query, dropout_p):
+            out = _chunked(q, k, v, pi, euclidean, scale)
         else:
             half = query.dtype if query.dtype.itemsize == 2 else torch.bfloat16
             fused_dtype = half if impl == "sdpa_half" else dtype
@@ -145,6 +148,12 @@ def _check_tokens(query: Tensor, key: Tensor, value: Tensor) -> None:
         )
 
 
+def _takes_chunks(impl: str, query: Tensor, dropout_p: float) -> bool:
+    if dropout_p > 0 or torch.compiler.is_compiling():
+        return False
+    return impl == "chunked" or (impl == "auto" and query.device.type == "cpu")
+
+
 def _naive(
     query: Tensor,
     key: Tensor,
@@ -164,6 +173,27 @@ def _naive(
     return (mixture[:, :, None, None] * weights).sum(1) @ value
 
 
+def _chunked(
+    query: Tensor, key: Tensor, value: Tensor, mixture: Tensor, euclidean: bool, scale: float
+) -> Tensor:
+    """Everything but the mixture itself stays under autograd."""
+    if euclidean:
+        query, key = _centred(query, key)
+    q = _as_heads(query * (2 * scale if euclidean else scale), mixture)
+    # Contiguous [B, D, K]: free where the keys come from a map, and fast in every product.
+    k = _as_heads(key, mixture).transpose(2, 3).contiguous()
+    bias = -scale * k.square().sum(2) if euclidean else None  # [B, N, K]
+    out: Tensor = MixtureChunks.apply(q, k, bias, value, mixture)
+    return out
+
+
+def _centred(query: Tensor, key: Tensor) -> tuple[Tensor, Tensor]:
+    """Both with the mean key as origin: distances stay, and lose less when they are expanded."""
+    # The gradient with respect to the origin is 0, none is needed.
+    origin = key.mean(1, keepdim=True).detach()
+    return query - origin, key - origin
+
+
 def _sdpa(
     query: Tensor,
     key: Tensor,
@@ -176,9 +206,7 @@ def _sdpa(
 ) -> Tensor:
     """Parts as heads of a fused attention, the values shared by all of them."""
     if euclidean:
-        # Distances do not change with the origin; small vectors lose less. No gradient: it is 0.
-        origin = key.mean(1, keepdim=True).detach()
-        query, key = query - origin, key - origin
+        query, key = _centred(query, key)
     q, k = _as_heads(query, mixture).to(dtype), _as_heads(key, mixture).to(dtype)
     if euclidean:
         q, k = _with_norms(q, k)
