@@ -31,7 +31,10 @@ def pad_to_multiple(image: Tensor, multiple: int, *, value: float = 0.0) -> Tens
     """
     check_map(image, "image")
     check_positive(multiple, "multiple")
-    bottom, right = -image.shape[2] % multiple, -image.shape[3] % multiple
+    height, width = image.shape[2:]
+    # Not -height % multiple: compilers of dynamic shapes stumble over the modulus.
+    bottom = (height + multiple - 1) // multiple * multiple - height
+    right = (width + multiple - 1) // multiple * multiple - width
     if bottom == 0 and right == 0:
         return image
     return F.pad(image, [0, right, 0, bottom], value=value)
