@@ -20,17 +20,20 @@ def check_batch_statistics(x: Tensor, *, cells: int, norm: str, training: bool) 
     Args:
         x: Map [B, C, H, W] that is pooled.
         cells: Cells it is pooled to.
-        norm: Name of the norm on the pooled map. SyncBN may have more images elsewhere.
+        norm: Name of the norm on the pooled map; SyncBN may have images in other processes.
         training: Whether the module trains.
 
     Raises:
-        ValueError: If B * cells is 1 and `norm` is BN in training.
+        ValueError: If B * cells is 1 and `norm` is BN, or SyncBN in one process, in training.
     """
-    if training and norm == "BN" and x.shape[0] * cells == 1:
-        raise ValueError(
-            "x: expected at least 2 images in training, because the norm of the image-wide pool is "
-            f"BN, got shape {tuple(x.shape)}; raise the batch size or use norm='GN'"
-        )
+    if not training or norm not in ("BN", "SyncBN") or x.shape[0] * cells > 1:
+        return
+    if norm == "SyncBN" and torch.distributed.is_available() and torch.distributed.is_initialized():
+        return
+    raise ValueError(
+        f"x: expected at least 2 images in training, because the norm of the image-wide pool is "
+        f"{norm}, got shape {tuple(x.shape)}; raise the batch size or use norm='GN'"
+    )
 
 
 class PyramidPooling(nn.Module):
