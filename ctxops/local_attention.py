@@ -12,7 +12,12 @@ The same numbers three ways:
 
 - `unfold`: the definition, every window materialised. The reference, and the hungry one.
 - `loop`: offset by offset on views, under autograd. Traceable.
-- `auto`: the fastest.
+- `chunked`: tiles of queries as batched matrix products, with a backward pass of its own, working
+  memory of bounded size and nothing kept but padded arguments (see `local_tiles`). No second
+  derivatives. A non-finite value or key spreads over its tile instead of its window only.
+- `auto`: `chunked`.
+
+With dropout, and inside a torch.compile or torch.export of the caller, `chunked` is `loop`.
 
 Letters: B batch, D width of queries and keys, H W map, N parts, d = D / N, V width of the values,
 w window, o offset in the window, O = w^2.
@@ -26,7 +31,9 @@ from torch import Tensor
 
 from ctxops.attention import SIMILARITIES, check_mixture
 from ctxops.checks import check_choice, check_map, check_odd, check_probability
+from ctxops.local_tiles import LocalTiles, tile_size
 from ctxops.precision import autocast_off, widened_dtype
+from ctxops.resize import crop
 
 IMPLS = ("auto", "chunked", "loop", "unfold")
 
@@ -77,8 +84,12 @@ def local_mixture_attention(
     dtype = widened_dtype(query.dtype)
     with autocast_off(query):
         q, k, v, pi = (x.to(dtype) for x in (query, key, value, mixture))
-        form = _unfold if impl == "unfold" else _loop
-        out = form(q, k, v, pi, window, euclidean, scale, dropout_p)
+        if impl == "unfold":
+            out = _unfold(q, k, v, pi, window, euclidean, scale, dropout_p)
+        elif impl == "loop" or dropout_p > 0 or torch.compiler.is_compiling():
+            out = _loop(q, k, v, pi, window, euclidean, scale, dropout_p)
+        else:
+            out = _tiled(q, k, v, pi, window, euclidean, scale)
     return out.to(value.dtype)
 
 
@@ -148,6 +159,28 @@ def _loop(
     for index, (rows, columns) in enumerate(_offsets(window, size)):
         out = out + mixed[index] * values[..., rows, columns]
     return out
+
+
+def _tiled(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    mixture: Tensor,
+    window: int,
+    euclidean: bool,
+    scale: float,
+) -> Tensor:
+    """Maps filled up to whole tiles with queries that nobody asked for; the rest under autograd."""
+    height, width = query.shape[2:]
+    tile = tile_size(height, width)
+    bottom, right = -height % tile[0], -width % tile[1]
+    margin = window // 2
+    around = [margin, margin + right, margin, margin + bottom]
+    queries = F.pad((2 * scale if euclidean else scale) * query, [0, right, 0, bottom])
+    keys, values = F.pad(key, around).contiguous(), F.pad(value, around).contiguous()
+    biases = -scale * _as_parts(keys, mixture).square().sum(2) if euclidean else None
+    out: Tensor = LocalTiles.apply(queries, keys, biases, values, mixture, tile)
+    return crop(out, (height, width))
 
 
 def _offsets(window: int, size: torch.Size) -> Iterator[tuple[slice, slice]]:
