@@ -543,3 +543,24 @@ def test_compile_and_export_give_the_same_numbers(index):
     torch.testing.assert_close(compiled, expected, rtol=1e-4, atol=1e-5)
     torch.compile(module.train(), fullgraph=True)(x).sum().backward()
     assert all(p.grad is not None for p in module.parameters())
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_gpu_equals_cpu(variant):
+    module = randomized(build(**VARIANTS[variant]))
+    x = torch.randn(2, 32, 13, 9, dtype=torch.float64)
+    expected = module(x)
+    torch.testing.assert_close(module.cuda()(x.cuda()).cpu(), expected, rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.gpu
+def test_gpu_survives_float16_at_128x256():
+    module = SqueezeReasoning().cuda().train()
+    x = (10 * torch.randn(1, 512, 128, 256, device="cuda")).half().requires_grad_()
+    with torch.autocast("cuda", dtype=torch.float16):
+        out = module(x)
+    assert out.dtype == torch.float16
+    assert out.isfinite().all()
+    out.float().square().mean().backward()
+    assert x.grad.isfinite().all()

@@ -290,3 +290,24 @@ def test_compile_and_export_give_the_same_numbers(name):
     assert all(p.grad is not None for p in module.parameters())
     if name == "emau":
         module.update_bases()
+
+
+@pytest.mark.gpu
+@every_head
+def test_gpu_equals_cpu(name):
+    module = moderate(make(name))
+    x = torch.randn(2, 8, 13, 9, dtype=torch.float64)
+    expected = module(x)
+    torch.testing.assert_close(module.cuda()(x.cuda()).cpu(), expected, **CLOSE)
+
+
+@pytest.mark.gpu
+@every_head
+def test_gpu_autocast_keeps_the_dtype(name):
+    module = moderate(make(name)).float().cuda().train()
+    x = torch.randn(2, 8, 13, 9, device="cuda").half().requires_grad_()
+    with torch.autocast("cuda", dtype=torch.float16):
+        out = module(x)
+    assert out.dtype == torch.float16
+    out.float().square().mean().backward()
+    assert x.grad.isfinite().all()
