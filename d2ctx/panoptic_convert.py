@@ -222,8 +222,10 @@ def _convert(
     if ids.shape != (image["height"], image["width"]):
         size = f"{ids.shape[1]}x{ids.shape[0]}, not {image['width']}x{image['height']}"
         return _Converted(name, state, [], ("size", size))
-    unique, inverse, areas = np.unique(ids, return_inverse=True, return_counts=True)
-    inverse = inverse.reshape(ids.shape)
+    values, lengths = runs_of(ids)
+    unique, inverse = np.unique(values, return_inverse=True)
+    areas = np.bincount(inverse, lengths, len(unique))
+    inverse = np.repeat(inverse, lengths).reshape(ids.shape)
     if found := disagreement(unique, segments, categories=frozenset(labels)):
         return _Converted(name, state, [], ("segments", found))
     row = {int(number): k for k, number in enumerate(unique)}
@@ -240,6 +242,20 @@ def _convert(
     return _Converted(
         name, state, [_instance(s, inverse == row[s["id"]], image["id"]) for s in things]
     )
+
+
+def runs_of(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Runs of equal values along the rows: `np.unique` with `return_inverse` sorts only these.
+
+    Args:
+        values: [H, W] numbers.
+
+    Returns:
+        [R] values and [R] lengths: `np.repeat` of them is the flat map again.
+    """
+    flat = values.ravel()
+    starts = np.flatnonzero(np.r_[True, flat[1:] != flat[:-1]])
+    return flat[starts], np.diff(starts, append=flat.size)
 
 
 def _instance(segment: dict[str, Any], mask: np.ndarray, image_id: int | str) -> dict[str, Any]:

@@ -28,8 +28,9 @@ def rgb_to_ids(rgb: np.ndarray) -> np.ndarray:
     Returns:
         [H, W] ids, int32.
     """
-    red, green, blue = (rgb[..., i].astype(np.int32) for i in range(3))
-    return red | (green << 8) | (blue << 16)
+    four = np.zeros((*rgb.shape[:-1], 4), np.uint8)
+    four[..., :3] = rgb
+    return four.view("<i4")[..., 0].astype(np.int32, copy=False)
 
 
 def ids_to_rgb(ids: np.ndarray) -> np.ndarray:
