@@ -92,8 +92,11 @@ class FeaturePyramidTransformer(nn.Module):
 
     @property
     def size_ratio(self) -> int:
-        """1: maps of any size meet exactly, nothing needs to be padded."""
-        return 1
+        """Pixels of the finest map that must divide its height and width for whole levels.
+
+        Other sizes work too; then coarser levels are rounded up.
+        """
+        return 2 ** (len(self.names) - 1)
 
     def aux_losses(self) -> dict[str, Tensor]:
         """Losses on weights, to be added to the task's in training.

@@ -404,7 +404,8 @@ def test_bfloat16_autocast(options):
 
 def test_neck_interface():
     module = block()
-    assert (module.size_ratio, module.aux_losses()) == (1, {})
+    assert (module.size_ratio, module.aux_losses()) == (4, {})
+    assert block(num_levels=4).size_ratio == 8
     lateral = PyramidLateral(in_channels=[4, 4])
     lateral.aux_losses = lambda: {"loss_x": torch.ones(())}
     parts = {"st": {}, "gt": {}, "rt": {}, "fuse": {}, "drop": {}}
