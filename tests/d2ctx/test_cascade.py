@@ -339,6 +339,17 @@ def test_losses_carry_the_weight_of_their_stage():
         torch.testing.assert_close(weighted[name], loss * (1, 0.5, 0.25)[int(name[-1])])
 
 
+def test_mask_losses_carry_the_weight_of_their_head():
+    built = heads(CASCADE)
+    plain = losses(built)
+    for stage, head in enumerate(built.mask_head):
+        head.loss_weight = 2.0 + stage
+    weighted = losses(built)
+    for stage in STAGES:
+        name = f"loss_mask_stage{stage}"
+        torch.testing.assert_close(weighted[name], plain[name] * (2 + stage))
+
+
 def test_without_sampling_all_losses_are_those_of_detectron2():
     everything = [
         "MODEL.CASCADE.LOSS_WEIGHTS", [1.0, 1.0, 1.0],
