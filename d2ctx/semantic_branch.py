@@ -30,11 +30,11 @@ class SemanticBranch(nn.Module):
     Args:
         input_shape: The pyramid's maps.
         in_features: Names of the maps to sum.
-        common_feature: The one of them whose size is taken.
         num_classes: K.
-        width: D.
         embed_dim: Channels of the embedding; those of the RoI features that it is added to.
         pooler: Takes the embedding alone and makes [R, embed_dim, h', w'].
+        common_feature: The one of `in_features` whose size is taken.
+        width: D.
         num_convs: How many 3x3 convolutions.
         ignore_index: Label that the loss leaves out.
         loss_weight: Factor of the loss.
