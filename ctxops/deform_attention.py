@@ -9,9 +9,13 @@ The function has these implementations with the same numbers:
 - `grid_sample`: level by level with `F.grid_sample`, under autograd. The reference, traceable.
 - `chunked`: sums of table rows (see `sampled_sum`), with a backward pass of its own that keeps
   nothing but the arguments. CPU only, no second derivatives.
-- `auto`: `chunked` on a CPU, unless there are too few points to pay for it, else `grid_sample`.
+- `triton`: fused kernels for CUDA devices (see `kernels`), without temporary samples, and without
+  atomics: two runs give the same bits. No second derivatives.
+- `auto`: `triton` on CUDA devices where Triton is installed; `chunked` on a CPU, unless there are
+  too few points to pay for it; else `grid_sample`.
 
-Inside a torch.compile or torch.export of the caller it is always `grid_sample` that is traced.
+Inside a torch.compile of the caller `grid_sample` is traced in place of `chunked`, and `triton` is
+one operator; in torch.export it is always `grid_sample`.
 
 Letters: B batch, Q queries, L levels, S tokens of all levels, M heads, D width of a head,
 N points per head and level, d = M D.
@@ -26,11 +30,12 @@ from torch import Tensor, nn
 
 from ctxops.checks import check_choice, check_divides, check_positive, check_tokens
 from ctxops.init import xavier_
+from ctxops.kernels.probe import deformable_fits, runs_triton
 from ctxops.position import check_grid
 from ctxops.precision import autocast_off, widen, widened_dtype
 from ctxops.sampled_sum import SampledSum
 
-IMPLS = ("auto", "chunked", "grid_sample")
+IMPLS = ("auto", "chunked", "grid_sample", "triton")
 # Points per image and head from which on `chunked` is the faster one.
 MIN_CHUNKED_POINTS = 2**12
 
@@ -53,18 +58,22 @@ def deformable_attention(
         level_shapes: L sizes (H_l, W_l) with S = sum H_l W_l.
         locations: [B, Q, M, L, N, 2] as (x, y), see the head of this file; may lie outside.
         weights: [B, Q, M, L, N].
-        impl: `grid_sample`, `chunked` or `auto`, see the head of this file.
+        impl: `grid_sample`, `chunked`, `triton` or `auto`, see the head of this file.
 
     Returns:
         [B, Q, M D] in the dtype of `value`; computed in at least float32.
 
     Raises:
         TypeError: If a tensor is not floating point or a size is not an integer.
-        ValueError: If the shapes do not fit together, `impl` is unknown, or `chunked` is asked for
-            on another device than a CPU.
+        ValueError: If the shapes do not fit together, or `impl` is unknown or cannot run there.
     """
     check_choice(impl, "impl", IMPLS)
     _check_tensors(value, level_shapes, locations, weights)
+    fits = deformable_fits(value, weights)
+    if not torch.compiler.is_exporting() and runs_triton(impl, value.device, fits=fits):
+        from ctxops.kernels.deformable import deformable_attention_triton
+
+        return deformable_attention_triton(value, level_shapes, locations, weights)
     if _choose(impl, value, weights) == "grid_sample":
         return _grid_sample(value, level_shapes, locations, weights)
     return SampledSum.apply(value, tuple(level_shapes), locations, weights).flatten(2)

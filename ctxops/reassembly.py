@@ -10,7 +10,9 @@ Every function has these implementations with the same numbers:
 - `chunked`: banded matrix products with a backward pass of its own, working memory of bounded size
   and nothing kept but the arguments (see `banded`). No second derivatives. A non-finite feature
   spreads over its tile instead of its window only.
-- `auto`: `chunked`.
+- `triton`: fused kernels for CUDA devices (see `kernels`), without temporary memory, and without
+  atomics: two runs give the same bits. No second derivatives.
+- `auto`: `triton` on CUDA devices where Triton is installed, else `chunked`.
 
 All of them work inside a torch.compile of the caller: `loop` is traced, the others are one operator
 there (see `reassembly_op`). In torch.export it is always the loop, so that exported programs hold
@@ -24,11 +26,12 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ctxops.checks import check_choice, check_map, check_positive
+from ctxops.kernels.probe import reassembly_fits, runs_triton
 from ctxops.precision import widen, widened_dtype
 from ctxops.reassembly_op import reassemble
 from ctxops.tiling import kernel_sides
 
-IMPLS = ("auto", "loop", "chunked")
+IMPLS = ("auto", "loop", "chunked", "triton")
 
 
 def normalize_kernels(logits: Tensor, *, kernel_size: int, scale: int = 1) -> Tensor:
@@ -64,14 +67,14 @@ def reassemble_up(x: Tensor, kernels: Tensor, *, impl: str = "auto") -> Tensor:
     Args:
         x: Coarse map [B, C, H, W].
         kernels: [B, k^2, s^2, H, W], odd k, sub-pixel = s * sy + sx; see `normalize_kernels`.
-        impl: `loop`, `chunked` or `auto`, see the head of this file.
+        impl: `loop`, `chunked`, `triton` or `auto`, see the head of this file.
 
     Returns:
         Map [B, C, s H, s W] in the dtype of `x`; sums are accumulated in at least float32.
 
     Raises:
         TypeError: If an argument is not floating point.
-        ValueError: If the shapes do not fit together or `impl` is unknown.
+        ValueError: If the shapes do not fit together, or `impl` is unknown or cannot run there.
     """
     _check_kernels(x, kernels, stride=1)
     return _reassemble(x, kernels, 1, impl)
@@ -95,7 +98,7 @@ def reassemble_down(x: Tensor, kernels: Tensor, *, stride: int, impl: str = "aut
 
     Raises:
         TypeError: If an argument is not floating point.
-        ValueError: If the shapes do not fit together or `impl` is unknown.
+        ValueError: If the shapes do not fit together, or `impl` is unknown or cannot run there.
     """
     check_positive(stride, "stride")
     _check_kernels(x, kernels, stride=stride)
@@ -138,7 +141,8 @@ def _reassemble(x: Tensor, kernels: Tensor, stride: int, impl: str) -> Tensor:
     # An exported program holds standard operators only, so that it runs wherever PyTorch runs.
     if impl == "loop" or torch.compiler.is_exporting():
         return _loop(x, kernels, stride)
-    return reassemble(x, kernels, stride, "chunked")
+    fused = runs_triton(impl, x.device, fits=reassembly_fits(x, kernels))
+    return reassemble(x, kernels, stride, "triton" if fused else "chunked")
 
 
 def _loop(x: Tensor, kernels: Tensor, stride: int) -> Tensor:

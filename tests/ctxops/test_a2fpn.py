@@ -249,7 +249,7 @@ def test_gpu_equals_cpu():
         ({"bottom_up": "pool"}, ValueError, "'gacap', 'cap', 'conv', 'none'"),
         ({"gate": "tanh"}, ValueError, "'2sigmoid', 'sigmoid', got 'tanh'"),
         ({"extra_level": "none"}, ValueError, "'conv', 'maxpool'"),
-        ({"reassembly": "cuda"}, ValueError, "'loop', 'chunked', got 'cuda'"),
+        ({"reassembly": "cuda"}, ValueError, "'loop', 'chunked', 'triton', got 'cuda'"),
         ({"in_channels": [8]}, ValueError, "at least two levels"),
         ({"in_channels": [8, 0]}, ValueError, "in_channels: expected at least 1, got 0"),
         ({"num_contexts": [4]}, ValueError, "expected 4 numbers, one per level"),

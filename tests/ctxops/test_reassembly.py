@@ -308,7 +308,7 @@ def test_stored_numbers(case, scale, impl, dtype):
             ValueError,
             r"got \(1, 5, 4\); predict one kernel",
         ),
-        ({"impl": "fast"}, ValueError, "'auto', 'loop', 'chunked', got 'fast'"),
+        ({"impl": "fast"}, ValueError, "'auto', 'loop', 'chunked', 'triton', got 'fast'"),
     ],
 )
 def test_up_says_what_is_wrong(change, error, text):

@@ -1,0 +1,1 @@
+"""Fused kernels in Triton for CUDA devices; optional, loaded on first use, never by `ctxops`."""

@@ -1,0 +1,26 @@
+"""Kernels run on a GPU, or on the CPU in Triton's interpreter."""
+
+import os
+from importlib.util import find_spec
+
+import pytest
+
+if find_spec("triton") is None:
+    collect_ignore_glob = ["test_*.py"]
+
+INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
+
+
+@pytest.fixture(
+    params=[
+        pytest.param(
+            "cpu",
+            marks=pytest.mark.skipif(
+                not INTERPRETED, reason="kernels are compiled here, see the variants on cuda"
+            ),
+        ),
+        pytest.param("cuda", marks=pytest.mark.gpu),
+    ]
+)
+def device(request):
+    return request.param
