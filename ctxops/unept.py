@@ -301,7 +301,7 @@ class SpatialBranch(nn.Module):
 
 
 def _halve(in_channels: int, out_channels: int, norm: str, *, act: bool) -> ConvNorm:
-    """One block, with PyTorch's own initial weights."""
+    """One block; its weights stay as PyTorch draws them."""
     return ConvNorm(
         in_channels=in_channels,
         out_channels=out_channels,
@@ -310,7 +310,7 @@ def _halve(in_channels: int, out_channels: int, norm: str, *, act: bool) -> Conv
         norm=norm,
         bias=False,
         act=act,
-        init=lambda conv: conv.reset_parameters(),
+        init=lambda conv: conv,
     )
 
 

@@ -277,6 +277,19 @@ def test_half_precision_values_are_summed_in_float32(impl, dtype):
         )
 
 
+@pytest.mark.parametrize("impl", IMPLS)
+def test_arguments_all_in_half_precision_are_computed_in_float32(impl):
+    value, shapes, locations, weights = make([(5, 6)], points=8, dtype=torch.bfloat16)
+    grad_out = torch.randn(2, 3, 6).bfloat16()
+    actual = gradients(value, shapes, locations, weights, impl, grad_out)
+    wide = value.double(), shapes, locations.double(), weights.double()
+    expected = gradients(*wide, "grid_sample", grad_out.double())
+    for low_x, wide_x in zip(actual, expected, strict=True):
+        assert low_x.dtype == torch.bfloat16
+        # Half a unit in the last place: nothing but the result is rounded.
+        torch.testing.assert_close(low_x.double(), wide_x, rtol=2**-8, atol=1e-5)
+
+
 @needs_shared
 @pytest.mark.parametrize("impl", IMPLS)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
@@ -441,7 +454,7 @@ def test_locations_and_softmax_are_in_float32_under_autocast(monkeypatch):
     from ctxops import deform_attention as module_file
 
     def spy(value, level_shapes, locations, weights, *, impl):
-        seen.extend([value.dtype, locations.dtype, weights.dtype])
+        seen.extend([value, locations, weights])
         return deformable_attention(value, level_shapes, locations, weights, impl=impl)
 
     monkeypatch.setattr(module_file, "deformable_attention", spy)
@@ -450,7 +463,11 @@ def test_locations_and_softmax_are_in_float32_under_autocast(monkeypatch):
     with torch.autocast("cpu", dtype=torch.bfloat16):
         out = module(query, references, value, shapes)
     out.float().square().sum().backward()
-    assert seen == [torch.bfloat16, torch.float32, torch.float32]
+    assert [x.dtype for x in seen] == [torch.bfloat16, torch.float32, torch.float32]
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        offsets = module.sampling_offsets(query).view(2, 6, 2, 2, 3, 2).float()
+    sizes = torch.tensor([[4.0, 3.0], [2.0, 1.0]])[:, None]
+    assert torch.equal(seen[1], references[:, :, None, :, None] + offsets / sizes)
     assert out.dtype == torch.bfloat16
     assert all(p.grad.isfinite().all() for p in module.parameters())
     expected = module(query, references, value, shapes)

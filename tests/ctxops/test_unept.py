@@ -324,6 +324,24 @@ def test_dropout_acts_in_training_only():
     assert not torch.equal(attention(x, None, x, []), attention(x, None, x, []))
 
 
+@pytest.mark.parametrize("kind", ["encoder", "decoder"])
+def test_dropout_takes_whole_branches_and_the_hidden_layer(kind):
+    """With (almost) every element dropped only the norms are left."""
+    dropout = 1 - 1e-9
+    x, shapes = torch.randn(1, 8, 16), [(2, 2), (1, 4)]
+    if kind == "encoder":
+        layer = randomised(DeformableEncoderLayer(**TINY, dropout=dropout))
+        out = layer(x, torch.randn(8, 16), torch.rand(1, 8, 2, 2), shapes)
+        expected = layer.norm2(layer.norm1(x))
+    else:
+        attention = FullAttention(embed_dim=16, num_heads=2)
+        layer = randomised(DeformableDecoderLayer(self_attn=attention, **TINY, dropout=dropout))
+        out = layer(x, (2, 4), torch.randn(1, 8, 16), shapes)
+        expected = layer.norm3(layer.norm1(layer.norm2(x)))
+    torch.testing.assert_close(out, expected)
+    torch.testing.assert_close(layer.feed_forward(x), layer.linear2.bias.expand(1, 8, 16))
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_every_parameter_gets_a_gradient(kind):
     branch = tiny_branch(self_attention=kind)
