@@ -163,21 +163,9 @@ def hard_labels(
         TypeError: If `logits` is not floating point, `labels` or `min_kept` not integer.
         ValueError: If the shapes do not fit, `min_kept` is below 1, or `threshold` no probability.
     """
-    check_map(logits, "logits")
-    check_labels(labels, "labels", size=(logits.shape[0], *logits.shape[2:]))
-    check_positive(min_kept, "min_kept")
-    if not 0 < threshold <= 1:
-        raise ValueError(
-            f"threshold: expected a probability in (0, 1], got {threshold}; 0.7 is usual"
-        )
-    with torch.no_grad(), autocast_off(logits):
-        target = labels.long()
-        losses = F.cross_entropy(widen(logits), target, ignore_index=ignore_index, reduction="none")
-        # Above every probability: where too few are valid, the threshold becomes this and all stay.
-        probability = (-losses).exp().masked_fill(target == ignore_index, 2.0)
-        rank = min(min_kept, probability.numel())
-        smallest = probability.flatten().kthvalue(rank).values
-        return labels.masked_fill(probability > smallest.clamp(min=threshold), ignore_index)
+    with torch.no_grad():
+        losses = _pixel_losses(logits, labels, ignore_index)
+    return _keep_hard(losses, labels, threshold, min_kept, ignore_index)
 
 
 def ohem_cross_entropy(
@@ -208,10 +196,11 @@ def ohem_cross_entropy(
         TypeError: As in `hard_labels`.
         ValueError: As in `hard_labels`.
     """
-    kept = hard_labels(
-        logits, labels, threshold=threshold, min_kept=min_kept, ignore_index=ignore_index
-    )
-    return cross_entropy(logits, kept, num_valid=num_valid, ignore_index=ignore_index)
+    losses = _pixel_losses(logits, labels, ignore_index)
+    kept = _keep_hard(losses.detach(), labels, threshold, min_kept, ignore_index)
+    if num_valid is None:
+        num_valid = count_valid(kept, ignore_index=ignore_index)
+    return losses.where(kept != ignore_index, 0).sum() / _divisor(num_valid)
 
 
 def boundary_cross_entropy(
@@ -337,6 +326,32 @@ def weighted_sum(losses: Mapping[str, Tensor], weights: Mapping[str, float]) -> 
             "use weight 0 to switch a loss off"
         )
     return torch.stack([weights[name] * loss for name, loss in losses.items()]).sum()
+
+
+def _pixel_losses(logits: Tensor, labels: Tensor, ignore_index: int) -> Tensor:
+    """-log softmax(logits)_y of every pixel, 0 for void: [B, H, W] in at least float32."""
+    check_map(logits, "logits")
+    check_labels(labels, "labels", size=(logits.shape[0], *logits.shape[2:]))
+    with autocast_off(logits):
+        return F.cross_entropy(
+            widen(logits), labels.long(), ignore_index=ignore_index, reduction="none"
+        )
+
+
+def _keep_hard(
+    losses: Tensor, labels: Tensor, threshold: float, min_kept: int, ignore_index: int
+) -> Tensor:
+    """Labels of the pixels whose loss is high enough, see `hard_labels`."""
+    check_positive(min_kept, "min_kept")
+    if not 0 < threshold <= 1:
+        raise ValueError(
+            f"threshold: expected a probability in (0, 1], got {threshold}; 0.7 is usual"
+        )
+    # Void above every probability: where too few pixels are valid, none is above the threshold.
+    probability = (-losses).exp().masked_fill(labels == ignore_index, 2.0)
+    rank = min(min_kept, probability.numel())
+    smallest = probability.flatten().kthvalue(rank).values
+    return labels.masked_fill(probability > smallest.clamp(min=threshold), ignore_index)
 
 
 def _count(labels: Tensor, weights: Tensor | None, ignore_index: int) -> Tensor:

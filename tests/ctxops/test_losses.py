@@ -127,6 +127,21 @@ def test_ohem_equals_the_rules(threshold, min_kept, size, void):
     assert count_valid(hard_labels(2 * logits, labels, **options)) == kept
 
 
+def test_ohem_is_the_cross_entropy_of_the_hard_labels_with_its_gradient():
+    logits, labels = make(5, 7)
+    ours, parts = logits.clone().requires_grad_(), logits.clone().requires_grad_()
+    options = {"threshold": 0.2, "min_kept": 9}
+    actual = ohem_cross_entropy(ours, labels, **options)
+    expected = cross_entropy(parts, hard_labels(logits, labels, **options))
+    torch.testing.assert_close(actual, expected)
+    actual.backward()
+    expected.backward()
+    torch.testing.assert_close(ours.grad, parts.grad)
+    given = ohem_cross_entropy(logits, labels, **options, num_valid=torch.tensor(4.0))
+    kept = count_valid(hard_labels(logits, labels, **options))
+    torch.testing.assert_close(given, actual.detach() * kept / 4)
+
+
 def two_classes(probabilities):
     """Logits [1, 2, 1, N] that give label 0 these probabilities."""
     p = torch.tensor(probabilities, dtype=torch.float64)
