@@ -4,11 +4,13 @@ import warnings
 from collections.abc import Mapping
 
 from detectron2.checkpoint.c2_model_loading import align_and_update_state_dicts
+from detectron2.modeling.backbone import fpn
 from detectron2.modeling.roi_heads import mask_head
 from torch import Tensor
 
-# The same function in 0.5, 0.6 and main, outside their `__all__`.
+# The same in 0.5, 0.6 and main, outside their `__all__`.
 mask_rcnn_loss = mask_head.mask_rcnn_loss
+LastLevelMaxPool = fpn.LastLevelMaxPool
 
 
 # ---- weights ---------------------------------------------------------------------------------

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 from detectron2.config import CfgNode, get_cfg
 
+from d2ctx.bottom_up import check_context_is_used
 from d2ctx.config_file import check_registry_names, merge_config
 from d2ctx.registration import register, register_datasets
 
@@ -25,6 +26,7 @@ def load_config(config_file: str | None, opts: Sequence[str] = ()) -> CfgNode:
     add_d2ctx_config(cfg)
     merge_config(cfg, config_file=config_file, opts=list(opts))
     check_registry_names(cfg)
+    check_context_is_used(cfg)
     cfg.freeze()
     register_datasets(cfg)
     return cfg
@@ -40,6 +42,9 @@ def add_d2ctx_config(cfg: CfgNode) -> None:
     """
     register()
     _add_missing(cfg.MODEL, "A2FPN", _a2fpn())
+    _add_missing(cfg.MODEL, "FPT", _fpt())
+    _add_missing(cfg.MODEL, "CONTEXT_BLOCK", _context_block())
+    _add_missing(cfg.MODEL, "SR", _sr())
     _add_missing(cfg.MODEL, "CASCADE", _cascade())
     _add_missing(cfg.MODEL, "HTC", _htc())
     # Share of a weight file's tensors that must find a place in the model; below it, training
@@ -97,6 +102,101 @@ def _a2fpn() -> CfgNode:
     node.KERNEL_DOWN = 5
     # Implementation of the reassembly; all give the same numbers
     node.REASSEMBLY = "auto"
+    return node
+
+
+def _fpt() -> CfgNode:
+    """FPT; the defaults are the paper's full model, with norms for one or two images per GPU."""
+    node = CfgNode()
+    node.IN_FEATURES = ["res2", "res3", "res4", "res5"]
+    # The pyramid below: "bfp" (1x1 convolutions) or "fpn" (complete); and the norm of the former
+    node.BASE = "bfp"
+    node.LATERAL_NORM = ""
+    # Width of every level
+    node.CHANNELS = 256
+    # Any of "st", "gt", "rt"; [] leaves the levels as they are
+    node.TRANSFORMERS = ["st", "gt", "rt"]
+    # Level pairs that get GT and RT: "all" or "adjacent"
+    node.PAIRS = "all"
+    # Parts of the mixture of softmaxes
+    node.ST_PARTS = 2
+    node.GT_PARTS = 4
+    # Width of queries, keys and values; 0: CHANNELS
+    node.INNER_CHANNELS = 0
+    # "dot" or "euclidean"
+    node.ST_SIMILARITY = "dot"
+    node.GT_SIMILARITY = "euclidean"
+    # Factor of the logits: "sqrt" (1 / sqrt(width)), "none", or a number in quotes
+    node.SCALE = "sqrt"
+    # Whose mean gives the weights of the parts: "key" or "query"
+    node.PI_FROM = "key"
+    # One convolution for queries and keys in ST
+    node.SHARE_QK = False
+    # Stride of the pooling in front of ST's keys and values, one for all levels or one per level;
+    # [2, 2, 1, 1] saves most of the time on large images
+    node.KV_POOL = [1]
+    # Dropout of attention weights
+    node.ATTN_DROPOUT = 0.0
+    # Window of the local GT, 0: global. It needs levels of one size, which no detector has.
+    node.LOCAL_SIZE = 0
+    # Activation of RT's pooled vector: "none" or "sigmoid"
+    node.RT_GATE = "none"
+    # "GN", "SyncBN", "BN" or ""
+    node.NORM = "GN"
+    # GT starts with zero output
+    node.GT_ZERO_GAMMA = False
+    # DropBlock on each output: side, probability (0: none), iterations until it is reached
+    node.DROPBLOCK_SIZE = 5
+    node.DROPBLOCK_PROB = 0.1
+    node.DROPBLOCK_RAMP = 0
+    # Implementation of the attention; all give the same numbers
+    node.IMPL = "auto"
+    return node
+
+
+def _context_block() -> CfgNode:
+    """Context in the ResNet, under every neck of ours; the defaults are GCNet's."""
+    node = CfgNode()
+    # "none"; "nl" (non-local), "gc" (global context) and "sr" (squeeze reasoning, see SR) behind
+    # blocks; "aa" (attention augmented) in the place of their 3x3 convolutions
+    node.KIND = "none"
+    node.STAGES = ["res3", "res4", "res5"]
+    # "all", "last" or "before_last" block of each stage
+    node.BLOCKS = "all"
+    # Factor by which "nl" and "gc" narrow the channels
+    node.REDUCTION = 16
+    # Norm of "nl": "SyncBN" (BN in one process), "BN", "GN" or ""
+    node.NORM = "SyncBN"
+    return node
+
+
+def _sr() -> CfgNode:
+    """Squeeze Reasoning in the ResNet, where MODEL.CONTEXT_BLOCK.KIND is "sr"."""
+    node = CfgNode()
+    # Where: stages, and "all", "last" or "before_last" block of each
+    node.STAGES = ["res5"]
+    node.BLOCKS = "all"
+    # Factor by which the channels are narrowed; 64 is the light form
+    node.REDUCTION = 2
+    # Nodes that the vector is cut into
+    node.NODES = 16
+    # "ghp" (Hadamard) or "gap" (average) pooling, and "mean" or the literal "sum" of the former
+    node.SQUEEZE = "ghp"
+    node.POOL = "mean"
+    # "gcn", "sa", "fc" or "none"
+    node.REASON = "gcn"
+    # Adjacency of "gcn": "paper" or "released"
+    node.ADJ = "paper"
+    # Expansion: "grouped" (scales channels) or "full"
+    node.WR = "grouped"
+    # Norm of the result: "SyncBN" (BN in one process), "BN", "GN" or ""
+    node.NORM = "SyncBN"
+    # Norm of the nodes: "LN", "BN" or ""; BN sees few values with one or two images per GPU
+    node.NODE_NORM = "LN"
+    # Softmax in "sa"; False: the literal Eq. 6
+    node.SA_SOFTMAX = True
+    # Start as the plain ResNet
+    node.ZERO_INIT = True
     return node
 
 
