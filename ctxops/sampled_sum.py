@@ -132,7 +132,7 @@ def _store(target: Tensor | None, at: tuple[int, slice, int], source: Tensor) ->
 
 def _add_to_pixels(pixel_sums: Tensor, layout: Table, points: Points, grads: Tensor) -> None:
     """Add weight * grads [q, D] of every point to its four pixels, in `pixel_sums` [S, D]."""
-    cells, order = points.base.flatten().sort()
+    cells, order = points.base.flatten().sort(stable=True)
     queries = order.div(points.base.shape[1], rounding_mode="floor")
     every_cell = torch.arange(layout.num_rows, dtype=cells.dtype, device=cells.device)
     first = torch.searchsorted(cells, every_cell)
