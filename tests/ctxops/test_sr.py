@@ -410,9 +410,9 @@ def test_autocast_trains_and_reasons_in_float32(variant):
     module = build(**VARIANTS[variant])
     x = torch.randn(2, 32, 5, 6, requires_grad=True)
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        nodes, _ = seen_by_reason(module, x)
+        nodes, reasoned = seen_by_reason(module, x)
         out = module(x)
-    assert nodes.dtype == out.dtype == torch.float32
+    assert nodes.dtype == reasoned.dtype == out.dtype == torch.float32
     out.square().sum().backward()
     assert x.grad.isfinite().all()
     # In eval mode nothing is divided by the small spread of two vectors.
@@ -555,8 +555,9 @@ def test_gpu_equals_cpu(variant):
 
 
 @pytest.mark.gpu
-def test_gpu_survives_float16_at_128x256():
-    module = SqueezeReasoning().cuda().train()
+@pytest.mark.parametrize("norm", ["BN", "GN"])
+def test_gpu_survives_float16_at_128x256(norm):
+    module = SqueezeReasoning(norm=norm).cuda().train()
     x = (10 * torch.randn(1, 512, 128, 256, device="cuda")).half().requires_grad_()
     with torch.autocast("cuda", dtype=torch.float16):
         out = module(x)
