@@ -103,7 +103,7 @@ def grad_map_kernel(
     column_blocks = tl.cdiv(tl.cdiv(width, STRIDE), BLOCK_P)
     row_blocks = tl.cdiv(tl.cdiv(height, STRIDE), BLOCK_R)
     program = tl.program_id(0)
-    first = (program % channel_blocks) * BLOCK_C
+    first = program % channel_blocks * BLOCK_C
     place = program // channel_blocks
     first_column = (place % column_blocks) * BLOCK_P
     place = place // column_blocks
@@ -120,8 +120,7 @@ def grad_map_kernel(
         columns,
         first_row,
         first_column,
-        residue // STRIDE + SIZE // 2,
-        residue % STRIDE + SIZE // 2,
+        residue,
         SIZE,
         SCALE,
         STRIDE,
@@ -152,8 +151,7 @@ def _gather(
     columns,
     first_row,
     first_column,
-    shift_row,
-    shift_column,
+    residue,
     SIZE: tl.constexpr,
     SCALE: tl.constexpr,
     STRIDE: tl.constexpr,
@@ -164,18 +162,20 @@ def _gather(
     BLOCK_P: tl.constexpr,
     SUM: tl.constexpr,
 ):
-    """Sum over the windows that read the pixels STRIDE * n + residue, shift = residue + k // 2.
+    """Sum over the windows that read a tile of pixels.
 
-    Tap dy = shift % STRIDE + STRIDE * i is that of window row n + shift // STRIDE - i, 0 <= i <
-    TAPS; columns likewise. The rows of a tile meet one row of windows with a tap each.
+    Row n of the tile is pixel row STRIDE * n + residue // STRIDE, column n is pixel column STRIDE *
+    n + residue % STRIDE. With shift = that rest + k // 2, tap shift % STRIDE + STRIDE * i of an
+    axis belongs to window n + shift // STRIDE - i, 0 <= i < TAPS. All rows of the tile meet one row
+    of windows at a time, with a tap each.
     """
     step = tl.arange(0, BLOCK_R)[:, None, None, None]
     channel = tl.arange(0, BLOCK_C)[None, :, None, None]
     position = first_column + tl.arange(0, BLOCK_P)[None, None, :, None]
     sub_column = tl.arange(0, SUB_COLUMNS)[None, None, None, :]
     # Tensors, not scalars: Triton's interpreter widens a mask that is joined with a scalar one.
-    shift_row = tl.full([1, 1, 1, 1], shift_row, tl.int32)
-    shift_column = tl.full([1, 1, 1, 1], shift_column, tl.int32)
+    shift_row = tl.full([1, 1, 1, 1], residue // STRIDE + SIZE // 2, tl.int32)
+    shift_column = tl.full([1, 1, 1, 1], residue % STRIDE + SIZE // 2, tl.int32)
     total = tl.zeros([BLOCK_R, BLOCK_C, BLOCK_P, SUB_COLUMNS], SUM)
     for line in range(TAPS + BLOCK_R - 1):
         window_row = first_row + shift_row // STRIDE - (TAPS - 1) + line
