@@ -20,8 +20,8 @@ import torch
 
 RESULTS = Path(__file__).with_name("results")
 PROC = Path("/proc/self")
-MIN_REPEATS = 3
-MAX_REPEATS = 21
+MIN_ROUNDS = 3
+MAX_ROUNDS = 21
 
 
 def synchronize(device: str) -> None:
@@ -31,7 +31,12 @@ def synchronize(device: str) -> None:
 
 
 def time_phases(
-    phases: Sequence[Callable[[], None]], *, device: str, warmup: int, seconds: float
+    phases: Sequence[Callable[[], None]],
+    *,
+    device: str,
+    warmup: int,
+    seconds: float,
+    min_rounds: int = MIN_ROUNDS,
 ) -> list[list[float]]:
     """Run the phases one after the other, again and again, and time each of them.
 
@@ -39,7 +44,8 @@ def time_phases(
         phases: Functions that depend on each other, such as a forward and a backward pass.
         device: `cpu` or `cuda`.
         warmup: Rounds that are not measured.
-        seconds: Stop after this time, but not before three rounds and not after twenty-one.
+        seconds: Stop after this time, but not before `min_rounds` and not after twenty-one rounds.
+        min_rounds: Fewest measured rounds.
 
     Returns:
         Seconds per round, for each phase.
@@ -49,8 +55,8 @@ def time_phases(
         for phase in phases:
             phase()
     begin = time.perf_counter()
-    while len(durations[0]) < MIN_REPEATS or (
-        len(durations[0]) < MAX_REPEATS and time.perf_counter() - begin < seconds
+    while len(durations[0]) < min_rounds or (
+        len(durations[0]) < MAX_ROUNDS and time.perf_counter() - begin < seconds
     ):
         for phase, measured in zip(phases, durations, strict=True):
             synchronize(device)
@@ -63,7 +69,7 @@ def time_phases(
 
 def summary(seconds: Sequence[float]) -> dict[str, float]:
     """Median, fastest and inter-quartile range in milliseconds, and the number of rounds."""
-    lower, _, upper = quantiles(seconds, n=4)
+    lower, _, upper = quantiles(seconds, n=4) if len(seconds) > 1 else (0.0, 0.0, 0.0)
     return {
         "median_ms": 1e3 * median(seconds),
         "fastest_ms": 1e3 * min(seconds),
@@ -88,6 +94,15 @@ def peak_growth_mib(run: Callable[[], None], *, device: str) -> float:
     before = _peak_kib()
     run()
     return (_peak_kib() - before) / 2**10
+
+
+def limit_memory() -> None:
+    """Make allocations beyond the memory that is free now fail, instead of ending other work."""
+    info = Path("/proc/meminfo")
+    if info.exists():
+        fields = dict(line.split(":", 1) for line in info.read_text().splitlines())
+        free = 1024 * int(fields["MemAvailable"].split()[0])
+        resource.setrlimit(resource.RLIMIT_DATA, (free, free))
 
 
 def _reset_peak() -> None:

@@ -1,0 +1,1 @@
+"""What the benchmarks measure: inputs, competing forms, baseline and targets of every case."""

@@ -1,0 +1,99 @@
+"""Every operation against its baselines: time, peak memory, error; a table and a result file.
+
+`python -m benchmarks.ops [--only TEXT] [--device cuda] [--threads N]`
+"""
+
+import argparse
+import json
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+from benchmarks.cases import deformable, mixture, pyramid, reassembly, squeeze
+from benchmarks.cases.case import ERROR, MEMORY, TIME, Case
+from benchmarks.common import limit_memory, metadata, save
+from benchmarks.measure import SEED, Setting, in_own_process, measure
+from benchmarks.rows import Row, as_json, compare, print_table
+
+MODULES = (mixture, reassembly, deformable, squeeze, pyramid)
+CASES = {case.name: case for m in MODULES for case in m.CASES}
+UNITS = {TIME: "ms", MEMORY: "MiB", ERROR: ""}
+
+
+def value(result: dict[str, Any], metric: str) -> float | None:
+    """The number of a metric in what `measure` returned, None where the form failed."""
+    if "failed" in result:
+        return None
+    return result["time"]["median_ms"] if metric == TIME else result[key(metric)]
+
+
+def key(metric: str) -> str:
+    """Name of a metric in what `measure` returns."""
+    return {TIME: "time", MEMORY: "memory", ERROR: "error"}[metric]
+
+
+def rows_of(case: Case, results: dict[str, dict[str, Any]]) -> list[Row]:
+    """One row per form and metric; the baseline gets none but where it is alone."""
+    alone = len(case.forms) == 1
+    metrics = [TIME, MEMORY, *([ERROR] if case.reference else [])]
+    return [
+        compare(
+            f"{case.name}: {form}",
+            f"{metric}, {case.phases}" if metric != ERROR else metric,
+            UNITS[metric],
+            value(results[form], metric),
+            baseline="" if alone else case.baseline,
+            baseline_value=None if alone else value(results[case.baseline], metric),
+            target=case.targets.get(form, {}).get(metric),
+            note=results[form].get("failed", ""),
+        )
+        for form in case.forms
+        if form != case.baseline or alone
+        for metric in metrics
+    ]
+
+
+def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
+    """Read the command line."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--only", default="", help="cases whose name contains this")
+    parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
+    parser.add_argument("--threads", type=int, default=0, help="CPU threads; 0: PyTorch's choice")
+    parser.add_argument("--seconds", type=float, default=4.0, help="measured time per form")
+    parser.add_argument("--measure", nargs=2, metavar=("CASE", "FORM"), help=argparse.SUPPRESS)
+    return parser.parse_args(arguments)
+
+
+def main() -> None:
+    """Measure every case, print the table, write the results."""
+    options = parse()
+    if options.threads:
+        torch.set_num_threads(options.threads)
+    setting = Setting(device=options.device, seconds=options.seconds, threads=options.threads)
+    if options.measure:
+        case, form = options.measure
+        if options.device == "cpu":
+            limit_memory()
+        print(json.dumps(measure(CASES[case], form, setting)))
+        return
+    rows: list[Row] = []
+    details: dict[str, dict[str, Any]] = {}
+    for case in CASES.values():
+        if options.only in case.name and case.only_on in ("", options.device):
+            results = {
+                form: in_own_process("benchmarks.ops", case.name, form, setting)
+                for form in case.forms
+            }
+            details[case.name] = results
+            rows += (new := rows_of(case, results))
+            print_table(new)
+    if not rows:
+        raise SystemExit(f"no case contains {options.only!r}; known: {', '.join(CASES)}")
+    where = options.device if options.device == "cuda" else f"cpu{torch.get_num_threads()}"
+    content = as_json(rows, metadata(device=options.device, seed=SEED), details=details)
+    print("written:", save(f"ops-{where}", content))
+
+
+if __name__ == "__main__":
+    main()
