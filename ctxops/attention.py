@@ -211,10 +211,10 @@ def _sdpa(
     if euclidean:
         q, k = _with_norms(q, k)
     v = value[:, None].to(dtype)  # [B, 1, K, V]
-    # Kernels want one width for all three; on the CPU the unfused path is taken otherwise.
+    # Fused kernels want one width for all three, and whole vectors: tokens of a map are strided.
     width = max(q.shape[-1], v.shape[-1])
     width += -width % WIDTH_MULTIPLE
-    q, k, v = (F.pad(x, (0, width - x.shape[-1])) for x in (q, k, v))
+    q, k, v = (F.pad(x, (0, width - x.shape[-1])).contiguous() for x in (q, k, v))
     v = v.expand(-1, q.shape[1], -1, -1)
     out = F.scaled_dot_product_attention(q, k, v, dropout_p=dropout_p, scale=scale)
     parts = out[..., : value.shape[-1]]  # [B, N, Q, V]

@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from ctxops import mixture_chunks
 from ctxops.attention import IMPLS, SIMILARITIES, mixture_attention, mixture_weights
@@ -241,6 +242,18 @@ def test_chunked_refuses_second_derivatives():
         grad.sum().backward()
 
 
+@pytest.mark.parametrize("impl", ["sdpa", "sdpa_half"])
+@pytest.mark.parametrize("similarity", SIMILARITIES)
+@pytest.mark.parametrize(("parts", "values"), [(1, 8), (2, 8), (2, 40)])
+@pytest.mark.parametrize("from_map", [True, False])
+def test_sdpa_takes_the_fused_kernel(impl, similarity, parts, values, from_map):
+    arguments = make(parts=parts, values=values, dtype=torch.float32)
+    if from_map:
+        arguments[:3] = [x.mT.contiguous().mT for x in arguments[:3]]
+    with sdpa_kernel(SDPBackend.FLASH_ATTENTION):  # raises where it cannot
+        attend(arguments, impl, similarity)
+
+
 def test_large_logits_stay_finite():
     arguments = [100 * x for x in make(dtype=torch.float32)[:3]]
     mixture = torch.full((2, 2), 0.5)
@@ -368,6 +381,7 @@ class Attend(torch.nn.Module):
 @pytest.mark.parametrize("impl", IMPLS)
 @pytest.mark.parametrize("similarity", SIMILARITIES)
 def test_compiles_in_one_graph(impl, similarity):
+    torch.compiler.reset()  # few recompilations of one function are allowed
     arguments = make(dtype=torch.float32)
     compiled = torch.compile(attend, fullgraph=True)
     leaves = [x.clone().requires_grad_() for x in arguments]

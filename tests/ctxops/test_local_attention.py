@@ -319,6 +319,7 @@ class Attend(torch.nn.Module):
 @pytest.mark.slow
 @pytest.mark.parametrize("similarity", SIMILARITIES)
 def test_compiles_in_one_graph(similarity):
+    torch.compiler.reset()
     arguments = make(dtype=torch.float32)
     compiled = torch.compile(attend, fullgraph=True)
     leaves = [x.clone().requires_grad_() for x in arguments]
