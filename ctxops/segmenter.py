@@ -215,6 +215,9 @@ class MaskTransformer(nn.Module):
 class Segmenter(nn.Module):
     """Encoder and decoder of patches around padding, resizing and cropping (Segmenter, Fig. 2).
 
+    A graph from `torch.export` with varying sizes takes multiples of P, another grid than that of
+    training: whether to pad, and whether to resize the positions, is decided while tracing.
+
     Args:
         encoder: Image to patch tokens.
         decoder: `LinearDecoder`, `MaskTransformer`, or any module that takes tokens [B, T, d] and

@@ -439,3 +439,14 @@ def test_compiled_and_exported_equal_eager(decoder):
             torch.testing.assert_close(compiled(image), expected, rtol=0, atol=1e-5)
         exported = torch.export.export(model, (image,)).module()(image)
     torch.testing.assert_close(exported, expected, rtol=0, atol=1e-5)
+
+
+@pytest.mark.slow
+def test_exported_for_any_multiple_of_the_patch():
+    model = tiny().eval()
+    sides = {2: 4 * torch.export.Dim("h", max=64), 3: 4 * torch.export.Dim("w", max=64)}
+    image = torch.randn(2, 3, 16, 20)
+    exported = torch.export.export(model, (image,), dynamic_shapes=(sides,)).module()
+    for size in ((16, 20), (24, 12), (12, 40)):
+        image = torch.randn(2, 3, *size)
+        torch.testing.assert_close(exported(image), model(image), rtol=0, atol=1e-5)

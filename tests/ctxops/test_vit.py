@@ -211,6 +211,10 @@ def test_parameter_count(variant, patch_size, size, distilled):
     assert sum(p.numel() for p in encoder.parameters()) == expected
 
 
+def test_heads_of_the_named_sizes_are_64_wide():
+    assert all(width == 64 * heads for width, _, heads in VARIANTS.values())
+
+
 def test_unept_backbone_has_no_norm_and_no_head():
     with torch.device("meta"):
         encoder = build_vit(variant="B", image_size=(480, 480), distilled=True, final_norm=False)
