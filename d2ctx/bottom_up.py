@@ -71,19 +71,22 @@ def _global_context(cfg: CfgNode, channels: int) -> GlobalContext:
     return GlobalContext(in_channels=channels, reduction=cfg.MODEL.CONTEXT_BLOCK.REDUCTION)
 
 
-def check_context_is_used(cfg: CfgNode) -> None:
-    """Refuse a context block that the backbone's builder would silently leave out.
+def unused_context(cfg: CfgNode) -> list[str]:
+    """What is wrong where the backbone's builder would silently leave the context block out.
 
-    Raises:
-        UserError: Naming a builder that knows of it.
+    Args:
+        cfg: Configuration after `add_d2ctx_config`.
+
+    Returns:
+        One message that names a builder which knows of it, or none.
     """
     name, kind = cfg.MODEL.BACKBONE.NAME, cfg.MODEL.CONTEXT_BLOCK.KIND
     if kind == "none" or not BACKBONE_REGISTRY.get(name).__module__.startswith("detectron2."):
-        return
-    raise UserError(
+        return []
+    return [
         f"{KEY} is {kind}, but MODEL.BACKBONE.NAME {name} is Detectron2's, which knows of no "
         "context; use build_context_resnet_fpn_backbone or another of ours"
-    )
+    ]
 
 
 # ---- with a neck -----------------------------------------------------------------------------

@@ -4,7 +4,6 @@ from collections.abc import Sequence
 
 from detectron2.config import CfgNode, get_cfg
 
-from d2ctx.bottom_up import check_context_is_used
 from d2ctx.config_file import check_registry_names, merge_config
 from d2ctx.registration import register, register_datasets
 
@@ -26,7 +25,6 @@ def load_config(config_file: str | None, opts: Sequence[str] = ()) -> CfgNode:
     add_d2ctx_config(cfg)
     merge_config(cfg, config_file=config_file, opts=list(opts))
     check_registry_names(cfg)
-    check_context_is_used(cfg)
     cfg.freeze()
     register_datasets(cfg)
     return cfg

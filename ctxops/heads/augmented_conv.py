@@ -68,10 +68,12 @@ def augmented_attention(
         marks = torch.cat([row, column], 1).expand(*k.shape[:2], -1, -1)  # [B, n, N, H + W]
         keys = torch.cat([k, marks], -1)
         # Fused kernels need one width for all on CPUs, and a round one on accelerators.
-        width_needed = max(keys.shape[-1], v.shape[-1])
-        total = width_needed + -width_needed % WIDTH_MULTIPLE
-        padded = (F.pad(x, (0, total - x.shape[-1])) for x in (queries, keys, v))
-        out = F.scaled_dot_product_attention(*padded, scale=q.shape[-1] ** -0.5)
+        needed = max(keys.shape[-1], v.shape[-1])
+        total = needed + -needed % WIDTH_MULTIPLE
+        padded = [F.pad(x, (0, total - x.shape[-1])) for x in (queries, keys, v)]
+        out = F.scaled_dot_product_attention(
+            padded[0], padded[1], padded[2], scale=q.shape[-1] ** -0.5
+        )
     out = out[..., : v.shape[-1]].transpose(2, 3).unflatten(3, (height, width))
     return out.to(value.dtype)
 

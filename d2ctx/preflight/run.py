@@ -3,6 +3,7 @@
 from detectron2.config import CfgNode
 from detectron2.modeling import META_ARCH_REGISTRY, GeneralizedRCNN, RetinaNet
 
+from d2ctx.bottom_up import unused_context
 from d2ctx.config_file import get_value
 from d2ctx.preflight.annotations import Wanted, check_annotations
 from d2ctx.preflight.coco_json import CocoFile, check_classes, read_coco
@@ -55,6 +56,7 @@ def check_run(
     if not eval_only:
         check_batch(cfg, world_size=num_gpus * num_machines, findings=findings)
         check_solver(cfg, findings)
+    findings.errors += unused_context(cfg)
     check_output(cfg, findings)
     check_weights(cfg, eval_only=eval_only, resume=resume, findings=findings)
     sources = find_sources(cfg, eval_only=eval_only, findings=findings)

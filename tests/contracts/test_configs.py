@@ -122,7 +122,7 @@ def test_instant_runs_need_neither_gpu_nor_weights(name):
 def test_schedule_is_12_epochs_with_drops_after_8_and_11(name):
     solver = load(name).SOLVER
     per_epoch = COCO_IMAGES / solver.IMS_PER_BATCH
-    assert solver.IMS_PER_BATCH == 8
+    assert (solver.IMS_PER_BATCH, solver.BASE_LR) in {(8, 0.01), (16, 0.02)}
     assert solver.MAX_ITER == round(EPOCHS * per_epoch)
     assert solver.STEPS == tuple(round(epoch * per_epoch) for epoch in DROPS)
 
