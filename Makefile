@@ -41,8 +41,13 @@ output/demo/%/results.json: configs/d2/demo/%.yaml $(SCENES) | $(READY)
 $(SCENES): | $(READY)
 	$(PY) -m segtrain data synth --out $(@D) --format coco --num 900 --val-fraction 0.1 --seed 1
 
-bench: $(READY)
-	$(PY) -m benchmarks.reassembly
+bench: $(VENV)/.bench
+	$(PY) -m benchmarks.ops
+
+# The baselines are packages that nothing else needs.
+$(VENV)/.bench: $(READY)
+	$(PY) -m pip install --quiet --editable '.[bench]'
+	touch $@
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info output datasets/synth .pytest_cache .ruff_cache .mypy_cache
