@@ -248,8 +248,7 @@ def grad_kernels_kernel(
     source = channel * (height * width) + (source_row * width + source_column)
     output = channel * (rows * columns * SCALE * SCALE)
     output += (row * SCALE + sub // SCALE) * (columns * SCALE) + column * SCALE + sub % SCALE
-    # Otherwise Triton lays the lanes along the sub-pixels, for their runs of SCALE columns, and the
-    # pixels go through shared memory every time.
+    # Or Triton lays lanes along the sub-pixels, and every pixel goes through shared memory.
     output = tl.max_contiguous(output, [1, 1, 1, 1])
     in_outputs = in_map & (sub < SCALE * SCALE)
 
@@ -268,9 +267,8 @@ def grad_kernels_kernel(
     sub_3d = tl.arange(0, SUBS)[None, :, None]
     window_3d = first_window + tl.arange(0, BLOCK_P)[None, None, :]
     grad_kernels += image * (SIZE * SIZE * SCALE * SCALE) * rows * columns
-    kept = (tap_3d < SIZE * SIZE) & (sub_3d < SCALE * SCALE) & (window_3d < rows * columns)
     tl.store(
         grad_kernels + (tap_3d * (SCALE * SCALE) + sub_3d) * (rows * columns) + window_3d,
         tl.sum(total, axis=2).to(grad_kernels.dtype.element_ty),
-        mask=kept,
+        mask=(tap_3d < SIZE * SIZE) & (sub_3d < SCALE * SCALE) & (window_3d < rows * columns),
     )
