@@ -292,14 +292,12 @@ def test_half_precision_under_autocast(impl, similarity):
 
 
 def test_half_precision_holds_the_norms_in_two_channels():
-    """One channel of 8 bits would lose the difference of the norms of long keys."""
-    query, key, value, mixture = make(2, 40, 30, 64, 64, 1, torch.float32)
-    how = {"similarity": "euclidean", "scale": 1.0}
-    query, key = (query / 4, key / 4)
-    expected = mixture_attention(query, key, value, mixture, impl="naive", **how)
-    out = mixture_attention(query, key, value, mixture, impl="sdpa_half", **how)
+    """With a single channel of 8 bits for the norm of a key the error is 1.8e-2, with two 1.1e-2."""
+    arguments, _ = draw_for_errors(4, 1)
+    expected = attend([x.double() for x in arguments], "naive", scale=1 / 8)
+    out = attend(arguments, "sdpa_half", scale=1 / 8)
     assert out.dtype == torch.float32
-    assert (out - expected).abs().max() < 0.02 * expected.abs().max()
+    assert (out - expected).abs().max() < 1.4e-2
 
 
 def test_mixture_weights_are_a_softmax_in_float32():
