@@ -96,6 +96,14 @@ def test_parts_with_a_common_count_sum_to_the_whole(cut, void, ohem):
     torch.testing.assert_close(parts.grad, whole.grad)
 
 
+def test_a_count_below_one_is_taken_as_it_is():
+    """One valid pixel on four processes is a quarter for each."""
+    logits, labels = make(3, 4)
+    once = cross_entropy(logits, labels, num_valid=torch.tensor(1.0))
+    quarter = cross_entropy(logits, labels, num_valid=torch.tensor(0.25))
+    torch.testing.assert_close(quarter, 4 * once)
+
+
 def test_a_mean_of_means_would_be_wrong():
     """What the common count is for."""
     logits, labels = make(3, 4)
