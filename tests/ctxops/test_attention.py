@@ -292,7 +292,7 @@ def test_half_precision_under_autocast(impl, similarity):
 
 
 def test_half_precision_holds_the_norms_in_two_channels():
-    """With a single channel of 8 bits for the norm of a key the error is 1.8e-2, with two 1.1e-2."""
+    """One channel of 8 bits for the norm of a key gives an error of 1.8e-2, two give 1.1e-2."""
     arguments, _ = draw_for_errors(4, 1)
     expected = attend([x.double() for x in arguments], "naive", scale=1 / 8)
     out = attend(arguments, "sdpa_half", scale=1 / 8)
