@@ -225,7 +225,11 @@ def grad_kernels_kernel(
     BLOCK_P: tl.constexpr,
     SUM: tl.constexpr,
 ):
-    """Tile [BLOCK_T, SUBS, BLOCK_P] of kernels; warps share the channels and add up at the end."""
+    """Tile [BLOCK_T, SUBS, BLOCK_P] of kernels; warps share the channels and add up at the end.
+
+    Without `max_contiguous` Triton lays lanes along the sub-pixels, and pixels go through shared
+    memory every time.
+    """
     tap_blocks: tl.constexpr = (SIZE * SIZE + BLOCK_T - 1) // BLOCK_T
     window_blocks = tl.cdiv(rows * columns, BLOCK_P)
     program = tl.program_id(0)
@@ -233,7 +237,6 @@ def grad_kernels_kernel(
     image = (place // window_blocks).to(tl.int64)
     first_tap = (program % tap_blocks) * BLOCK_T
     first_window = (place % window_blocks) * BLOCK_P
-
     tap = first_tap + tl.arange(0, BLOCK_T)[:, None, None, None]
     sub = tl.arange(0, SUBS)[None, :, None, None]
     channel = tl.arange(0, BLOCK_C)[None, None, :, None]
@@ -248,10 +251,8 @@ def grad_kernels_kernel(
     source = channel * (height * width) + (source_row * width + source_column)
     output = channel * (rows * columns * SCALE * SCALE)
     output += (row * SCALE + sub // SCALE) * (columns * SCALE) + column * SCALE + sub % SCALE
-    # Or Triton lays lanes along the sub-pixels, and every pixel goes through shared memory.
     output = tl.max_contiguous(output, [1, 1, 1, 1])
     in_outputs = in_map & (sub < SCALE * SCALE)
-
     x += image * channels * height * width
     grad_out += image * channels * (rows * columns * SCALE * SCALE)
     total = tl.zeros([BLOCK_T, SUBS, BLOCK_C, BLOCK_P], SUM)
@@ -262,7 +263,6 @@ def grad_kernels_kernel(
         total += pixels.to(SUM) * gradients.to(SUM)
         x += BLOCK_C * height * width
         grad_out += BLOCK_C * rows * columns * SCALE * SCALE
-
     tap_3d = first_tap + tl.arange(0, BLOCK_T)[:, None, None]
     sub_3d = tl.arange(0, SUBS)[None, :, None]
     window_3d = first_window + tl.arange(0, BLOCK_P)[None, None, :]

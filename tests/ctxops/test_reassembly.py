@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file
 
 from ctxops import banded, normalize_kernels, reassemble_down, reassemble_up
-from ctxops.reassembly_op import reassemble
+from ctxops.reassembly_op import reassemble, reassemble_backward
 from tests.oracles import reassembly as oracle
 from tests.shared_data import SHARED, needs_shared
 
@@ -354,6 +354,21 @@ def test_the_operator_keeps_the_rules_of_operators(wanted, dtype):
         x.requires_grad_(wanted != "kernels")
         kernels = kernels.detach().requires_grad_(wanted != "x")
         torch.library.opcheck(reassemble, (x, kernels, stride, "chunked"))
+
+
+@pytest.mark.parametrize("wanted", [(True, True), (True, False), (False, True)])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_backward_operator_returns_what_it_tells_compilers(wanted, dtype):
+    for scale, stride in [(2, 1), (1, 2)]:
+        x, kernels = make(2, 3, 5, 6, scale=scale, stride=stride, dtype=torch.float32)
+        x = x.to(dtype)
+        grad_out = torch.randn_like(reassemble(x, kernels, stride, "chunked"))
+        arguments = grad_out, x, kernels, stride, "chunked", *wanted
+        found = reassemble_backward(*arguments)
+        expected = [t for t, asked in zip((x, kernels), wanted, strict=True) if asked]
+        assert [(g.shape, g.dtype) for g in found] == [(t.shape, t.dtype) for t in expected]
+        checks = ("test_schema", "test_faketensor")
+        torch.library.opcheck(reassemble_backward, arguments, test_utils=checks)
 
 
 def test_shapes_alone_are_enough():
