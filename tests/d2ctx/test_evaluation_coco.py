@@ -147,6 +147,18 @@ def test_mask_sizes_come_from_masks_not_from_boxes():
     assert average_precision(truth, detections, task="segm").statistics["APm"] == 100
 
 
+def test_masks_are_compared_as_masks():
+    truth, _ = two_classes()
+    full = np.ones((32, 32), np.uint8, order="F")
+    known = {"segmentation": coco_mask.encode(full), "area": 1024, "bbox": [0, 0, 32, 32]}
+    truth["annotations"][0].update(known)
+    line = coco_mask.encode(np.asfortranarray(np.eye(32, dtype=np.uint8)))
+    found = {"image_id": 1, "category_id": 3, "bbox": [0, 0, 32, 32], "score": 1}
+    found["segmentation"] = line  # the same box
+    assert average_precision(truth, [found], task="bbox").statistics["AP"] == 100
+    assert average_precision(truth, [found], task="segm").statistics["AP"] == 0
+
+
 def test_without_the_fast_implementation_the_original_is_taken(monkeypatch):
     monkeypatch.setitem(sys.modules, "faster_coco_eval", None)
     assert coco_api().package == "pycocotools"

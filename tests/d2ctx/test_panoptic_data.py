@@ -75,6 +75,9 @@ def test_instances_are_the_thing_segments(toy, tmp_path):
         (0, 1, [8, 4, 16, 8]),
         (1, 0, [20, 18, 20, 12]),
     ]
+    # COCO's evaluation takes id 0 for "not found".
+    content = json.loads(open(of(toy).things_json).read())
+    assert [a["id"] for a in content["annotations"]] == [1, 2, 3, 4]
     mask = coco_mask.decode(star["segmentation"]).astype(bool)
     assert (mask == (panoptic_ids() == IDS[12])).all()
 
@@ -157,6 +160,15 @@ def test_a_changed_png_alone_is_noticed(toy):
     touch(toy.png(1))
     with pytest.raises(UserError, match="another area than the json says"):
         convert(of(toy))
+
+
+def test_a_changed_json_alone_is_noticed(toy):
+    convert(of(toy))
+    toy.content["categories"][0]["isthing"] = 1  # the sky
+    toy.save()
+    touch(toy.json_file)
+    convert(of(toy))
+    assert np.asarray(Image.open(of(toy).stuff_map(1)))[0, 5] == 0
 
 
 def test_a_name_cannot_lead_out_of_the_cache(toy):
@@ -364,6 +376,23 @@ def test_panoptic_fpn_wants_stuff_maps(tmp_path):
         "define it under DATASETS.COCO_PANOPTIC or DATASETS.CITYSCAPES, or set "
         "MODEL.META_ARCHITECTURE ContextRCNN"
     )
+
+
+def test_a_set_that_is_only_evaluated_needs_no_stuff(toy, tmp_path):
+    other = write_toy(tmp_path / "other")
+    for category, new in zip(other.content["categories"], ("disc", "star"), strict=False):
+        category["name"] = new
+    other.content["categories"].pop()
+    other.content["annotations"] = [a for a in other.annotations if a["category_id"] < 3]
+    other.save()
+    cfg = panoptic_config(
+        train=[toy.name],
+        test=[other.name],
+        output=tmp_path / "run",
+        COCO_PANOPTIC={toy.name: toy.entry()},
+        COCO_FORMAT={other.name: definition(other)},
+    )
+    assert len(check_run(cfg, eval_only=False)) >= 2
 
 
 def test_masks_of_pngs_need_bitmasks(toy, tmp_path):
