@@ -1,9 +1,12 @@
 """Every difference between Detectron2's versions, and every path that is not public there."""
 
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
-from detectron2.checkpoint.c2_model_loading import align_and_update_state_dicts
+from detectron2.checkpoint.c2_model_loading import (
+    align_and_update_state_dicts,
+    convert_basic_c2_names,
+)
 from detectron2.modeling.backbone import fpn
 from detectron2.modeling.roi_heads import mask_head
 from torch import Tensor
@@ -30,6 +33,14 @@ def align_names(
         The tensors, under the model's names where one was found.
     """
     return align_and_update_state_dicts(dict(model_state), dict(weights), c2_conversion=caffe2)
+
+
+def caffe2_names(names: Iterable[str]) -> list[str]:
+    """Detectron2's names of a backbone's Caffe2 blobs, in order.
+
+    The same function in 0.5, 0.6 and main, never exported.
+    """
+    return convert_basic_c2_names(list(names))
 
 
 # ---- notices ---------------------------------------------------------------------------------

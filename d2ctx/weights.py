@@ -1,17 +1,21 @@
-"""Weight files: loaded without running code, and refused when they do not fit the model."""
+"""Weight files: loaded without running code, and refused when they do not fit the model.
+
+`python -m d2ctx.weights convert IN OUT` and `inspect FILE`: see `d2ctx.convert`.
+"""
 
 import logging
+import sys
 from collections.abc import Mapping
 from typing import Any
 
-import numpy as np
 from detectron2.checkpoint import DetectionCheckpointer
-from detectron2.utils.file_io import PathManager
 from torch import Tensor, nn
 
 from d2ctx import compat
+from d2ctx.convert import main
 from d2ctx.errors import UserError
 from d2ctx.safe_read import read_checkpoint
+from d2ctx.weight_files import PATH_FIX, load_weights_file, local_path
 from d2ctx.weight_report import WeightReport, compare_state
 
 __all__ = [
@@ -20,25 +24,11 @@ __all__ = [
     "compare_state",
     "load_initial_weights",
     "load_weights_file",
+    "main",
 ]
 logger = logging.getLogger(__name__)
-_PATH_FIX = 'set MODEL.WEIGHTS to an existing file, or to "" for random weights'
+_VANISHED_FIX = "delete the file last_checkpoint, or name another in it"
 _RESUME_FIX = "resume with the configuration that wrote it, or start without --resume"
-
-
-def load_weights_file(path: str) -> dict[str, Tensor | np.ndarray]:
-    """Read the tensors of a weight file without running any code that it may contain.
-
-    Args:
-        path: .safetensors, .pth, .pt, .pyth or .pkl; local, or an address that Detectron2 knows.
-
-    Returns:
-        Tensor name -> values on the CPU, unwrapped from `{"model": ...}`.
-
-    Raises:
-        UserError: If the file is absent, unreadable, unsafe or holds something else.
-    """
-    return read_checkpoint(_local_path(path))["model"]
 
 
 def load_initial_weights(model: nn.Module, path: str, *, threshold: float = 0.5) -> WeightReport:
@@ -128,7 +118,7 @@ class SafeCheckpointer(DetectionCheckpointer):
         file, asked, _ = path.partition("?matching_heuristics=True")
         self._path, self._match_names = path, bool(asked)
         if file:
-            _local_path(file, resuming=self._resuming)
+            local_path(file, fix=_VANISHED_FIX if self._resuming else PATH_FIX)
         try:
             return super().load(file, *args, **kwargs)
         except (KeyError, ValueError) as error:
@@ -198,13 +188,5 @@ class SafeCheckpointer(DetectionCheckpointer):
         )
 
 
-def _local_path(path: str, *, resuming: bool = False) -> str:
-    """Fetch an address, or check that a local file is there."""
-    fix = "delete the file last_checkpoint, or name another in it" if resuming else _PATH_FIX
-    try:
-        local = PathManager.get_local_path(path)
-    except (OSError, KeyError, RuntimeError) as error:
-        raise UserError(f"weights {path} could not be fetched ({error}); {fix}") from error
-    if not PathManager.isfile(local):
-        raise UserError(f"weights {path} do not exist; {fix}")
-    return local
+if __name__ == "__main__":
+    sys.exit(main())
