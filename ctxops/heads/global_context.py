@@ -33,7 +33,7 @@ def attentive_pool(x: Tensor, logits: Tensor) -> Tensor:
 class GlobalContext(nn.Module):
     """y = x + W_2 ReLU(LN(W_1 pool(x))), pool with the weights softmax(W_k x) (Eq. 4).
 
-    Starts as the identity: W_2 is zero.
+    Starts as the identity: W_2 is zero. W_k has no bias, which the softmax would not see.
 
     Args:
         in_channels: C.
@@ -51,7 +51,7 @@ class GlobalContext(nn.Module):
         check_divides(reduction, in_channels, "reduction and in_channels")
         hidden = in_channels // reduction
         self.in_channels = in_channels
-        self.mask = fan_in_uniform_(nn.Conv2d(in_channels, 1, 1))
+        self.mask = fan_in_uniform_(nn.Conv2d(in_channels, 1, 1, bias=False))
         self.reduce = fan_in_uniform_(nn.Linear(in_channels, hidden))
         self.norm = nn.LayerNorm(hidden)
         self.expand = fan_in_uniform_(nn.Linear(hidden, in_channels))

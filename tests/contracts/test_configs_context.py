@@ -254,7 +254,7 @@ def sr_parameters(c: int, reduction: int, k: int = 16) -> int:
         (f"{THREE}/nl_fpt", f"{THREE}/fpt", 4 * 1024 * 512 + 2 * 1024),
         # attention to one map, C -> h, layer norm, h -> C with h = C / 16; 4, 23, 3 blocks
         (f"{THREE}/gc_fpt", f"{THREE}/fpt",
-         sum(n * (c + 1 + 2 * c * (c // 16) + c + 3 * (c // 16))
+         sum(n * (c + 2 * c * (c // 16) + c + 3 * (c // 16))
              for n, c in ((4, 512), (23, 1024), (3, 2048)))),
         # of C output channels v are made by attention, with 160 channels of queries and of keys
         (f"{THREE}/aa_fpt", f"{THREE}/fpt",
