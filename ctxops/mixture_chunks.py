@@ -15,6 +15,7 @@ Letters: B batch, N parts, Q queries, K keys, d width of a part, V width of the 
 """
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -40,13 +41,18 @@ class MixtureChunks(torch.autograd.Function):
         """[B, N, Q, d], [B, N, d, K], [B, N, K] or None, [B, K, V], [B, N] -> [B, Q, V]."""
         ctx.save_for_backward(query, key, bias, value, mixture)
         out = value.new_empty(value.shape[0], query.shape[2], value.shape[2])
+        # W v = sum(pi) c + W (v - c) for any c, since rows of P_n sum to 1; less is left to round.
+        centre = value.mean(1, keepdim=True)
+        centred = value - centre
+        centre = centre * mixture.sum(1)[:, None, None]
         with autocast_off(query):
             for image, rows in _chunks(query, key):
                 mixed = query.new_zeros(rows.stop - rows.start, key.shape[3])
                 for part in range(query.shape[1]):
                     weights = _part_weights(query, key, bias, image, part, rows)
                     mixed.addcmul_(weights, mixture[image, part])
-                out[image, rows] = product(mixed, value[image])
+                # Not `product`: oneDNN adds so many terms in one chain and rounds twice as badly.
+                torch.add(mixed @ centred[image], centre[image], out=out[image, rows])
         return out
 
     @staticmethod
@@ -54,12 +60,13 @@ class MixtureChunks(torch.autograd.Function):
     def backward(ctx: Any, grad_out: Tensor) -> tuple[Tensor | None, ...]:
         """Gradients of the arguments."""
         query, key, bias, value, mixture = ctx.saved_tensors
-        grad_query, grad_mixture = torch.empty_like(query), torch.zeros_like(mixture)
-        grad_key, grad_bias = (
-            torch.zeros_like(key),
-            None if bias is None else torch.zeros_like(bias),
-        )
         grad_value = torch.zeros_like(value.transpose(1, 2), memory_format=torch.contiguous_format)
+        sums = _Sums(
+            query=torch.empty_like(query),
+            key=torch.zeros_like(key),
+            bias=None if bias is None else torch.zeros_like(bias),
+            mixture=torch.zeros_like(mixture),
+        )
         with autocast_off(query):
             for image, rows in _chunks(query, key):
                 grad_rows = grad_out[image, rows]
@@ -68,19 +75,42 @@ class MixtureChunks(torch.autograd.Function):
                 for part in range(query.shape[1]):
                     weights = _part_weights(query, key, bias, image, part, rows)
                     mixed.addcmul_(weights, mixture[image, part])
-                    row_sums = torch.mul(weights, grad_mixed, out=scratch).sum(1, keepdim=True)
-                    grad_mixture[image, part] += row_sums.sum()
-                    grad_logits = scratch.addcmul_(weights, row_sums, value=-1)
-                    grad_query[image, part, rows] = product(grad_logits, key[image, part].t())
-                    grad_key[image, part] += product(query[image, part, rows].t(), grad_logits)
-                    if grad_bias is not None:
-                        grad_bias[image, part] += grad_logits.sum(0)
+                    sums.add(query, key, (image, part), rows, weights, grad_mixed, scratch)
                 grad_value[image] += product(grad_rows.t(), mixed)
-        # Scaling the sums by pi, not every grad_logits.
-        for grad in (grad_query, grad_key, grad_bias):
+        # Scaling the sums by pi, not every gradient of logits.
+        for grad in (sums.query, sums.key, sums.bias):
             if grad is not None:
                 grad *= mixture.view(*mixture.shape, *[1] * (grad.dim() - 2))
-        return grad_query, grad_key, grad_bias, grad_value.transpose(1, 2), grad_mixture
+        return sums.query, sums.key, sums.bias, grad_value.transpose(1, 2), sums.mixture
+
+
+@dataclass(kw_only=True)
+class _Sums:
+    """Gradients that grow chunk by chunk; those of query, key and bias still without pi."""
+
+    query: Tensor
+    key: Tensor
+    bias: Tensor | None
+    mixture: Tensor
+
+    def add(
+        self,
+        query: Tensor,
+        key: Tensor,
+        place: tuple[int, int],
+        rows: slice,
+        weights: Tensor,
+        grad_mixed: Tensor,
+        scratch: Tensor,
+    ) -> None:
+        """Add what one part of a chunk contributes: P_n and dW [chunk, K], and room for D_n."""
+        row_sums = torch.mul(weights, grad_mixed, out=scratch).sum(1, keepdim=True)
+        self.mixture[place] += row_sums.sum()
+        grad_logits = scratch.addcmul_(weights, row_sums, value=-1)
+        self.query[place][rows] = product(grad_logits, key[place].t())
+        self.key[place] += product(query[place][rows].t(), grad_logits)
+        if self.bias is not None:
+            self.bias[place] += grad_logits.sum(0)
 
 
 def _part_weights(
