@@ -78,19 +78,16 @@ class SampledSum(torch.autograd.Function):
         with autocast_off(value):
             layout = _layout(value, ctx.level_shapes, locations, weights)
             for image, head, table in _tables(layout, value):
-                pixel_sums = table.new_zeros(value.shape[1], value.shape[3])
+                sums = table.new_zeros(value.shape[1], value.shape[3]) if for_value else None
                 for queries in _chunks(weights, BACKWARD_POINTS):
                     at = image, queries, head
                     points = layout.points(locations[at], weights[at])
                     grads = grad_out[at].to(table.dtype).contiguous()  # [q, D]
-                    if grad_value is not None:
-                        _add_to_pixels(pixel_sums, layout, points, grads)
-                    if for_locations or for_weights:
-                        products = _pixel_products(layout, points, grads, table)
-                        by_weight, by_location = layout.gradients(points, products)
-                        _store(grad_weights, at, by_weight)
-                        _store(grad_locations, at, by_location)
-                _store(grad_value, (image, slice(None), head), pixel_sums)
+                    _add_to_pixels(sums, layout, points, grads)
+                    found = _point_gradients(layout, points, grads, table, ctx.needs_input_grad)
+                    _store(grad_weights, at, found[0])
+                    _store(grad_locations, at, found[1])
+                _store(grad_value, (image, slice(None), head), sums)
         return grad_value, None, grad_locations, grad_weights
 
 
@@ -124,14 +121,17 @@ def _chunks(weights: Tensor, num_points: int) -> Iterator[slice]:
         yield slice(first, min(first + step, queries))
 
 
-def _store(target: Tensor | None, at: tuple[int, slice, int], source: Tensor) -> None:
+def _store(target: Tensor | None, at: tuple[int, slice, int], source: Tensor | None) -> None:
     """Write a part of a gradient that may not be asked for."""
     if target is not None:
+        assert source is not None, "what is asked for is computed"
         target[at] = source.view_as(target[at])
 
 
-def _add_to_pixels(pixel_sums: Tensor, layout: Table, points: Points, grads: Tensor) -> None:
-    """Add weight * grads [q, D] of every point to its four pixels, in `pixel_sums` [S, D]."""
+def _add_to_pixels(sums: Tensor | None, layout: Table, points: Points, grads: Tensor) -> None:
+    """Add weight * grads [q, D] of every point to its four pixels, in `sums` [S, D] if wanted."""
+    if sums is None:
+        return
     cells, order = points.base.flatten().sort(stable=True)
     queries = order.div(points.base.shape[1], rounding_mode="floor")
     every_cell = torch.arange(layout.num_rows, dtype=cells.dtype, device=cells.device)
@@ -139,7 +139,7 @@ def _add_to_pixels(pixel_sums: Tensor, layout: Table, points: Points, grads: Ten
     weights = points.corner_weights()  # [q, 2, 2, P]
     for down in range(2):
         for right in range(2):
-            sums = F.embedding_bag(
+            by_cell = F.embedding_bag(
                 queries,
                 grads,
                 first,
@@ -147,7 +147,17 @@ def _add_to_pixels(pixel_sums: Tensor, layout: Table, points: Points, grads: Ten
                 per_sample_weights=weights[:, down, right].flatten().take(order),
             )  # [T, D]: for the pixel so far down and right of each cell
             for level in layout.levels:
-                level.pixels(pixel_sums).add_(level.window(sums, down=-down, right=-right))
+                level.pixels(sums).add_(level.window(by_cell, down=-down, right=-right))
+
+
+def _point_gradients(
+    layout: Table, points: Points, grads: Tensor, table: Tensor, wanted: tuple[bool, ...]
+) -> tuple[Tensor | None, Tensor | None]:
+    """Gradients of weights and locations from grads [q, D]; `wanted` as the arguments' order."""
+    _, _, for_locations, for_weights = wanted
+    if not (for_locations or for_weights):
+        return None, None
+    return layout.gradients(points, _pixel_products(layout, points, grads, table))
 
 
 def _pixel_products(layout: Table, points: Points, grads: Tensor, table: Tensor) -> Tensor:
