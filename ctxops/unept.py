@@ -288,10 +288,10 @@ class SpatialBranch(nn.Module):
         """Image to map.
 
         Args:
-            image: [B, 3, H, W].
+            image: [B, in_channels, H, W].
 
         Returns:
-            Map [B, 256, ceil(H / 8), ceil(W / 8)].
+            Map [B, C, ceil(H / 8), ceil(W / 8)], C the last of `channels`.
 
         Raises:
             TypeError: If `image` is not floating point.
