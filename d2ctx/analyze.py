@@ -6,6 +6,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import asdict
 
+import torch
 from detectron2.config import CfgNode
 from detectron2.modeling import build_model
 
@@ -35,9 +36,11 @@ def analyze(cfg: CfgNode, *, width: int, height: int) -> dict[str, Cost]:
     """
     cfg = cfg.clone()
     cfg.defrost()
-    cfg.MODEL.DEVICE = "cpu"
+    cfg.MODEL.DEVICE = "meta"
     cfg.MODEL.A2FPN.REASSEMBLY = "loop"
-    model = build_model(cfg)
+    cfg.MODEL.FPT.IMPL = "naive"
+    with torch.device("meta"):
+        model = build_model(cfg)
     if not hasattr(model, "roi_heads"):
         raise UserError(
             f"analyze counts two-stage detectors, MODEL.META_ARCHITECTURE is "

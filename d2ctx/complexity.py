@@ -1,5 +1,8 @@
 """Parameters and multiply-accumulates (MACs) of a two-stage detector, part by part.
 
+Instance and panoptic systems: Faster and Mask R-CNN, both cascades, Hybrid Task Cascade, Panoptic
+FPN, with every backbone and every head of this package.
+
 Two conventions, because published figures mix them:
 
 * **module-only**: what counters that hook modules report, in the form of mmdetection 1.x, which
@@ -9,7 +12,9 @@ Two conventions, because published figures mix them:
   (four times too much), products inside attention not at all. Parameters are the trainable
   ones with batch-norm weights, and class-specific box and mask outputs have one for background.
 * **all**: every MAC of convolutions, linear layers, matrix products, attention and content-aware
-  reassembly, and every parameter of the model as it is.
+  reassembly, and every parameter of the model as it is. Attention counts by its definition: one
+  product of query and key and one with the value for each pair of positions, however many parts
+  a mixture has.
 """
 
 from collections.abc import Callable, Sequence
@@ -23,6 +28,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from ctxops import ContentAwarePool, ContentAwareUp
+from d2ctx.panet_heads import AllLevelPooler
 
 BOX_ROIS, MASK_ROIS = 1000, 100
 _CONVS = (nn.Conv1d, nn.Conv2d, nn.ConvTranspose2d)
@@ -52,18 +58,19 @@ class Cost:
 
 
 def detector_costs(model: nn.Module, *, height: int, width: int) -> dict[str, Cost]:
-    """Count a Faster, Mask or Cascade R-CNN by shapes alone, on the meta device.
+    """Count a detector by shapes alone, on the meta device.
 
-    Content-aware reassembly is counted by its definition, so it must run in its plain form here
-    (`loop`), which the counter of matrix products does not see.
+    Content-aware reassembly and mixture attention are counted by their definitions, so they must
+    run in their plain forms here (`loop` and `naive`).
 
     Args:
-        model: A GeneralizedRCNN; it is moved to the meta device and has no weights afterwards.
+        model: A GeneralizedRCNN or PanopticFPN; it is moved to the meta device and has no weights
+            afterwards.
         height: Image height in pixels, a multiple of the backbone's divisibility.
         width: Image width, likewise.
 
     Returns:
-        Part -> cost, in the order of execution.
+        Part -> cost, in the order of execution; parts that the model lacks are left out.
     """
     model = model.to("meta").eval()
     _mark_outputs(model)
@@ -76,25 +83,49 @@ def detector_costs(model: nn.Module, *, height: int, width: int) -> dict[str, Co
         )
         for name, s in backbone.output_shape().items()
     }
-    bottom_up = _cost([backbone.bottom_up], lambda: backbone.bottom_up(image))
-    costs = {
-        "backbone": _cost([backbone.bottom_up], lambda: backbone.bottom_up(image), pooling=True),
-        "neck": _cost([backbone], lambda: backbone(image)) - bottom_up,
-        "rpn": _cost(
-            [rpn.rpn_head], lambda: rpn.rpn_head([maps[n] for n in rpn.in_features]), relu=False
-        ),
-    }
-    channels = maps[heads.box_in_features[0]].shape[1]
+    costs = _backbone_costs(backbone, image)
+    costs["rpn"] = _cost(
+        [rpn.rpn_head], lambda: rpn.rpn_head([maps[n] for n in rpn.in_features]), relu=False
+    )
+    if semantic := getattr(model, "sem_seg_head", None) or getattr(heads, "semantic", None):
+        layers = getattr(semantic, "layers", semantic)
+        costs["semantic"] = _cost([semantic], lambda: layers(maps))
+    return costs | _region_costs(heads, maps[heads.box_in_features[0]].shape[1])
+
+
+def _backbone_costs(backbone: nn.Module, image: Tensor) -> dict[str, Cost]:
+    """Bottom-up network, and the neck where there is one."""
+    bottom_up = getattr(backbone, "bottom_up", backbone)
+    costs = {"backbone": _cost([bottom_up], lambda: bottom_up(image), pooling=True)}
+    if bottom_up is not backbone:
+        # The stem's pooling counts for the backbone; poolings of a neck do not count.
+        below = _cost([bottom_up], lambda: bottom_up(image))
+        costs["neck"] = _cost([backbone], lambda: backbone(image)) - below
+    return costs
+
+
+def _region_costs(heads: nn.Module, channels: int) -> dict[str, Cost]:
+    """Box and mask heads of all stages."""
     boxes, predictors = _as_list(heads.box_head), _as_list(heads.box_predictor)
     rois = _rois(BOX_ROIS, channels, heads.box_pooler)
-    costs["box head"] = _cost(
-        [*boxes, *predictors],
-        lambda: [p(b(rois)) for b, p in zip(boxes, predictors, strict=True)],
-    )
+
+    def detect() -> None:
+        for box, predict in zip(boxes, predictors, strict=True):
+            predict(box(rois))
+
+    costs = {"box head": _cost([*boxes, *predictors], detect)}
     if heads.mask_on:
         crops = _rois(MASK_ROIS, channels, heads.mask_pooler)
-        masks = _as_list(heads.mask_head)
-        costs["mask head"] = _cost(masks, lambda: [m.layers(crops) for m in masks])
+        masks, flow = _as_list(heads.mask_head), list(getattr(heads, "mask_flow", ()))
+
+        def segment() -> None:
+            if flow:  # each head takes what the one before found
+                heads._mask_logits(crops, range(len(masks)))
+            else:
+                for mask in masks:
+                    mask.layers(crops)
+
+        costs["mask head"] = _cost([*masks, *flow], segment)
     return costs
 
 
@@ -103,7 +134,8 @@ def _as_list(part: nn.Module) -> list[nn.Module]:
 
 
 def _rois(count: int, channels: int, pooler: nn.Module) -> Tensor:
-    return torch.zeros(count, channels, *pooler.output_size, device="meta")
+    levels = (len(pooler.levels),) if isinstance(pooler, AllLevelPooler) else ()
+    return torch.zeros(count, *levels, channels, *pooler.output_size, device="meta")
 
 
 def _cost(
@@ -186,6 +218,6 @@ def _trainable(layer: nn.Module) -> int:
     """Own trainable parameters of one layer, batch-norm weights of a trained convolution too."""
     count = sum(p.numel() for p in layer.parameters(recurse=False) if p.requires_grad)
     norm = getattr(layer, "norm", None)
-    if isinstance(norm, FrozenBatchNorm2d) and layer.weight.requires_grad:
+    if isinstance(norm, FrozenBatchNorm2d) and any(p.requires_grad for p in layer.parameters()):
         count += 2 * norm.num_features
     return _with_background(layer, count)

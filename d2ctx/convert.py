@@ -19,6 +19,7 @@ from d2ctx.wording import first_of, plural
 
 SUFFIX = ".safetensors"
 AUTO = "auto"
+_PATH_FIX = "mend the path, or download the file first"
 EPILOG = """examples:
   python -m d2ctx.weights inspect resnext101_64x4d-173b62eb.pth
   python -m d2ctx.weights convert resnext101_64x4d-173b62eb.pth weights/resnext101_64x4d.safetensors
@@ -57,7 +58,7 @@ def convert(source: str, target: Path, *, arch: str = AUTO) -> ResNetWeights:
     """
     if target.suffix != SUFFIX:
         raise UserError(f"OUT must end in {SUFFIX}, got {target}; name it {target.stem}{SUFFIX}")
-    found = translate(load_weights_file(source))
+    found = translate(load_weights_file(source, fix=_PATH_FIX))
     name = found.architecture.name
     if arch not in (AUTO, name):
         raise UserError(
@@ -128,7 +129,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     inspector.add_argument("source", metavar="FILE")
     args = parser.parse_args(argv)
     if args.command == "inspect":
-        return exit_code(lambda: print(describe(load_weights_file(args.source))))
+        return exit_code(lambda: print(describe(load_weights_file(args.source, fix=_PATH_FIX))))
     return exit_code(lambda: _convert(args))
 
 

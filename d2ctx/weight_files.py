@@ -10,11 +10,12 @@ from d2ctx.safe_read import read_checkpoint
 PATH_FIX = 'set MODEL.WEIGHTS to an existing file, or to "" for random weights'
 
 
-def load_weights_file(path: str) -> dict[str, Tensor | np.ndarray]:
+def load_weights_file(path: str, *, fix: str = PATH_FIX) -> dict[str, Tensor | np.ndarray]:
     """Read the tensors of a weight file without running any code that it may contain.
 
     Args:
         path: .safetensors, .pth, .pt, .pyth or .pkl; local, or an address that Detectron2 knows.
+        fix: What an error about an absent file suggests.
 
     Returns:
         Tensor name -> values on the CPU, unwrapped from `{"model": ...}`.
@@ -22,7 +23,7 @@ def load_weights_file(path: str) -> dict[str, Tensor | np.ndarray]:
     Raises:
         UserError: If the file is absent, unreadable, unsafe or holds something else.
     """
-    return read_checkpoint(local_path(path))["model"]
+    return read_checkpoint(local_path(path, fix=fix))["model"]
 
 
 def local_path(path: str, *, fix: str = PATH_FIX) -> str:

@@ -1,12 +1,18 @@
 """The published complexity figures of A²-FPN (Table 6), and the command that prints them."""
 
 import json
+from itertools import combinations
 
 import pytest
+import torch
+from detectron2.config import CfgNode
+from detectron2.modeling import build_model
 
 from d2ctx.analyze import analyze, main
-from d2ctx.complexity import Cost
+from d2ctx.complexity import BOX_ROIS, MASK_ROIS, Cost, detector_costs
+from d2ctx.config import load_config
 from tests.d2ctx import tiny
+from tests.d2ctx.toy_coco import restored_catalogs
 
 # M parameters and G multiply-accumulates at 1280x832, as the paper rounds them
 TABLE_6 = {
@@ -16,6 +22,12 @@ TABLE_6 = {
     "a2fpn_lite": (48.83, 319.91),
 }
 NECKS = {"fpn": 3_344_384, "pafpn": 6_884_864, "a2fpn": 16_661_500, "a2fpn_lite": 7_997_757}
+
+RUNS = sorted(
+    str(path.relative_to(tiny.CONFIGS))
+    for path in tiny.CONFIGS.rglob("*.yaml")
+    if "_base_" not in path.parts
+)
 
 
 @pytest.mark.parametrize("name", TABLE_6)
@@ -38,6 +50,168 @@ def test_parts_add_up_and_attention_is_in_the_second_convention_only():
     assert 34e9 < gap < 36e9
 
 
+# ---- every configuration ---------------------------------------------------------------------
+def costs_of(name: str, *opts: object, known: dict[str, dict[str, Cost]]) -> dict[str, Cost]:
+    """Costs of a run's model on a small image; models that differ in nothing are counted once."""
+    with restored_catalogs():
+        cfg = load_config(str(tiny.CONFIGS / name), ["MODEL.WEIGHTS", "", *opts])
+    model = cfg.MODEL.dump()
+    if model not in known:
+        known[model] = analyze(cfg, width=64, height=64)
+    return known[model]
+
+
+def check_parts(name: str, costs: dict[str, Cost]) -> None:
+    parts = [cost for part, cost in costs.items() if part != "total"]
+    assert sum(parts, Cost()) == costs["total"]
+    for part, cost in costs.items():
+        assert cost.all_macs > 0 < cost.all_params, part
+    assert ("semantic" in costs) == ("htc_" in name or "panoptic_" in name)
+    assert ("mask head" in costs) == ("faster_rcnn" not in name)
+
+
+KNOWN: dict[str, dict[str, dict[str, Cost]]] = {"short": {}, "as they are": {}}
+
+
+@pytest.mark.parametrize("name", RUNS)
+def test_every_run_can_be_counted(name):
+    # Deeper and wider networks repeat the blocks of this one.
+    plain = ["MODEL.RESNETS.NUM_GROUPS", 1, "MODEL.RESNETS.WIDTH_PER_GROUP", 16]
+    depth = tiny.config(name).MODEL.RESNETS.DEPTH
+    opts = plain if depth < 50 else [*plain, "MODEL.RESNETS.DEPTH", 50]
+    check_parts(name, costs_of(name, *opts, known=KNOWN["short"]))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", RUNS)
+def test_every_run_can_be_counted_as_it_is(name):
+    check_parts(name, costs_of(name, known=KNOWN["as they are"]))
+
+
+def counted(name: str, *opts: object, height: int = 800, width: int = 1000) -> dict[str, Cost]:
+    """Costs of an image that is not padded."""
+    cfg: CfgNode = tiny.config(name, "MODEL.DEVICE", "meta", "MODEL.FPT.IMPL", "naive", *opts)
+    with torch.device("meta"):
+        model = build_model(cfg)
+    return detector_costs(model, height=height, width=width)
+
+
+# ---- FPT -------------------------------------------------------------------------------------
+C = 256
+POSITIONS = (50_000, 12_500, 3_150, 800)  # p2 to p5 at 800x1000
+FPT = "fpt/mask_rcnn_r50_fpt_1x.yaml"
+
+
+def fpt_convolutions() -> int:
+    """Laterals and all convolutions of the block with all pairs, by its definition."""
+    total = sum(c * C * n for c, n in zip((256, 512, 1024, 2048), POSITIONS, strict=True))
+    total += sum(4 * C * C * n for n in POSITIONS)  # ST: query, key, value, output
+    total += sum(9 * 5 * C * C * n for n in POSITIONS)  # fusion of five maps
+    for fine, coarse in combinations(range(4), 2):
+        total += 2 * C * C * (POSITIONS[fine] + POSITIONS[coarse])  # GT: query, output; key, value
+        links = POSITIONS[fine + 1 : coarse + 1]  # RT: stride-2 chain, and two more
+        total += 9 * C * C * (sum(links) + 2 * POSITIONS[coarse])
+    return total
+
+
+def fpt_attention(keys: tuple[int, ...] = POSITIONS) -> int:
+    """One product with the keys and one with the values for every pair of positions."""
+    own = sum(2 * C * n * k for n, k in zip(POSITIONS, keys, strict=True))
+    return own + sum(2 * C * f * c for f, c in combinations(POSITIONS, 2))
+
+
+def mixture_products() -> int:
+    """W kbar of four ST with two parts and six GT with four."""
+    return 4 * 2 * C + 6 * 4 * C
+
+
+def test_fpt_counts_what_its_definition_says():
+    assert (
+        counted(FPT)["neck"].all_macs == fpt_convolutions() + fpt_attention() + mixture_products()
+    )
+    # the specification's rounded figures
+    assert fpt_convolutions() / 1e9 == pytest.approx(295.5 + 6.15, abs=0.1)
+    assert fpt_attention() / 1e9 == pytest.approx(1365 + 448, abs=1)
+
+
+def test_pooled_keys_and_values_are_counted_at_their_size():
+    keys = (100 * 125, 50 * 63, 3_150, 800)  # of p2 and p3 a quarter, rounded up
+    pooled = counted(FPT, "MODEL.FPT.KV_POOL", [2, 2, 1, 1])["neck"].all_macs
+    projections = 2 * C * C * (sum(POSITIONS) - sum(keys))
+    convolutions = fpt_convolutions() - projections
+    assert pooled == convolutions + fpt_attention(keys) + mixture_products()
+
+
+def test_the_form_of_the_attention_does_not_change_the_count():
+    one, two = (
+        analyze(tiny.config(FPT, "MODEL.FPT.IMPL", form), width=64, height=64)
+        for form in ("auto", "sdpa")
+    )
+    assert one == two
+
+
+# ---- other context and other systems ---------------------------------------------------------
+def test_non_local_blocks_count_their_attention():
+    plain, nl = (
+        counted(f"sr/mask_rcnn_r50_fpn{kind}_1x.yaml", height=128, width=192)
+        for kind in ("", "_nl")
+    )
+    cfg = tiny.config("sr/mask_rcnn_r50_fpn_nl_1x.yaml").MODEL.CONTEXT_BLOCK
+    positions, channels = {"res4": (8 * 12, 1024), "res5": (4 * 6, 2048)}, 0
+    blocks = {"res4": 6, "res5": 3}
+    for stage in cfg.STAGES:
+        n, c = positions[stage]
+        width = c // cfg.REDUCTION
+        count = blocks[stage] if cfg.BLOCKS == "all" else 1
+        channels += count * (4 * n * c * width + 2 * n * n * width)
+    assert nl["backbone"].all_macs - plain["backbone"].all_macs == channels
+
+
+def test_squeeze_reasoning_is_counted_in_the_backbone_alone():
+    plain, sr = (
+        counted(f"sr/mask_rcnn_r50_fpn{k}_1x.yaml", height=128, width=192) for k in ("", "_sr")
+    )
+    same = [part for part in plain if plain[part] == sr[part]]
+    assert set(plain) - set(same) == {"backbone"}
+    gap = sr["backbone"].all_macs - plain["backbone"].all_macs
+    n, c, p, nodes = 4 * 6, 2048, 1024, 16
+    d = p // nodes
+    # two squeezing and one projecting convolution, the grouped expansion, the graph
+    assert gap == 3 * (3 * c * p * n + c * n + nodes * nodes * d + d * d * nodes)
+
+
+def test_a_cascade_counts_three_stages_and_hybrid_tasks_their_flow():
+    size = {"height": 128, "width": 192}
+    cascade = counted("a2fpn/cascade_mask_rcnn_r50_fpn_1x.yaml", **size)
+    htc = counted("a2fpn/htc_r50_fpn_20e.yaml", **size)
+    single = counted("a2fpn/mask_rcnn_r50_fpn_1x.yaml", **size)
+    class_specific = BOX_ROIS * 1024 * 4 * (80 - 1)
+    per_stage = single["box head"].all_macs - class_specific
+    assert cascade["box head"].all_macs == 3 * per_stage
+    assert cascade["mask head"].all_macs == 3 * single["mask head"].all_macs
+    assert htc["box head"] == cascade["box head"]
+    flow = 2 * MASK_ROIS * 14 * 14 * 256 * 256
+    assert htc["mask head"].all_macs == cascade["mask head"].all_macs + flow
+    common = 16 * 24  # p3
+    convs = (5 * 256 * 256 + 4 * 9 * 256 * 256 + 256 * 183 + 256 * 256) * common
+    assert htc["semantic"].all_macs == convs
+    off = counted("a2fpn/htc_r50_fpn_20e.yaml", "MODEL.HTC.SEMANTIC.ENABLED", False, **size)
+    assert "semantic" not in off
+
+
+def test_panoptic_fpn_counts_its_semantic_head():
+    size = {"height": 128, "width": 192}
+    panoptic = counted("panoptic/panoptic_fpn_r50_fpn_1x.yaml", **size)
+    quarter = 32 * 48
+    # p2 one convolution at 1/4; p3 one at 1/8; p4 two, at 1/16 and 1/8; p5 three, up to 1/8
+    first, inner = 9 * 256 * 128, 9 * 128 * 128
+    p3, p4, p5 = quarter // 4, quarter // 16, quarter // 64
+    convs = first * (quarter + p3 + p4 + p5) + inner * (p3 + p4 + p4 + p3 - p4)
+    classes = tiny.config("panoptic/panoptic_fpn_r50_fpn_1x.yaml").MODEL.SEM_SEG_HEAD.NUM_CLASSES
+    assert panoptic["semantic"].all_macs == convs + 128 * classes * quarter
+
+
+# ---- sizes and the command -------------------------------------------------------------------
 def test_a_width_that_the_backbone_does_not_divide_is_padded():
     cfg = tiny.config("a2fpn/mask_rcnn_a2fpn_instant.yaml")
     assert analyze(cfg, width=100, height=65) == analyze(cfg, width=128, height=128)

@@ -345,7 +345,7 @@ def test_wrong_arguments_are_one_line(file18, tmp_path, capsys, arguments, messa
 
 def test_absent_files_are_one_line(tmp_path, capsys):
     assert main(["inspect", str(tmp_path / "none.pth")]) == 2
-    assert "do not exist" in capsys.readouterr().err
+    assert "do not exist; mend the path" in capsys.readouterr().err
 
 
 def test_inspect_describes_resnets_and_other_files(file18, capsys):
