@@ -37,11 +37,11 @@ class GlobalContext(nn.Module):
 
     Args:
         in_channels: C.
-        reduction: C / h, a divisor of C.
+        reduction: C / h, a divisor of C and not C itself.
 
     Raises:
         TypeError: If a number is not an integer.
-        ValueError: If a number is not positive, or `reduction` no divisor of C.
+        ValueError: If a number is not positive, or `reduction` no divisor of C or C itself.
     """
 
     def __init__(self, *, in_channels: int, reduction: int = 16) -> None:
@@ -50,6 +50,11 @@ class GlobalContext(nn.Module):
         check_positive(reduction, "reduction")
         check_divides(reduction, in_channels, "reduction and in_channels")
         hidden = in_channels // reduction
+        if hidden < 2:
+            raise ValueError(
+                f"reduction: expected at most half of the {in_channels} channels, got {reduction}; "
+                "of a single number the norm would leave nothing"
+            )
         self.in_channels = in_channels
         self.mask = fan_in_uniform_(nn.Conv2d(in_channels, 1, 1, bias=False))
         self.reduce = fan_in_uniform_(nn.Linear(in_channels, hidden))

@@ -113,10 +113,10 @@ def test_yaml_puts_the_kind_into_the_chosen_stages(kind):
 
 @pytest.mark.parametrize("kind", ["nl", "gc"])
 def test_reduction_and_norm_reach_the_module(kind):
-    opts = ("MODEL.CONTEXT_BLOCK.REDUCTION", 2, "MODEL.CONTEXT_BLOCK.NORM", "GN")
+    opts = ("MODEL.CONTEXT_BLOCK.REDUCTION", 8, "MODEL.CONTEXT_BLOCK.NORM", "GN")
     module = bottom_up(kind, *opts).context["res5_0"]
     hidden = module.value.out_channels if kind == "nl" else module.reduce.out_features
-    assert hidden == 128
+    assert hidden == 32
     assert kind == "gc" or isinstance(module.norm, nn.GroupNorm)
 
 

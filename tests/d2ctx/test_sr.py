@@ -10,6 +10,7 @@ from ctxops.sr import SqueezeReasoning
 from d2ctx import UserError
 from d2ctx.context_resnet import ContextResNet
 from d2ctx.sr import build_sr, sr_keywords
+from d2ctx.weights import load_initial_weights
 from tests.d2ctx import tiny
 from tests.d2ctx.context_parts import PLAIN, config, detections, losses, mixed_sizes, model, step
 
@@ -204,3 +205,14 @@ def test_two_kinds_of_context_are_one_too_many():
     cfg = config(PLAIN, *FPN, "MODEL.CONTEXT_BLOCK.KIND", "gc")
     with pytest.raises(UserError, match="KIND is gc, but .* has Squeeze Reasoning; set"):
         build_backbone(cfg)
+
+
+# ---- weights ---------------------------------------------------------------------------------
+def test_weights_of_a_plain_resnet_fit(tmp_path):
+    net = build_resnet_backbone(config(PLAIN), ShapeSpec(channels=3))
+    torch.save(net.state_dict(), tmp_path / "resnet.pth")
+    built = with_sr()
+    report = load_initial_weights(built, str(tmp_path / "resnet.pth"))
+    assert report.file_fraction == 1
+    loaded = built.backbone.bottom_up.state_dict()
+    assert all(torch.equal(loaded[name], value) for name, value in net.state_dict().items())

@@ -87,7 +87,7 @@ def test_bfloat16_autocast(kind):
 
 
 def test_global_context_starts_as_identity():
-    module, x = GlobalContext(in_channels=16), features(3, 4, channels=16).float()
+    module, x = GlobalContext(in_channels=16, reduction=2), features(3, 4, channels=16).float()
     assert torch.equal(module(x), x)
 
 
@@ -128,7 +128,7 @@ def test_parameters():
 
 
 def test_names():
-    assert list(GlobalContext(in_channels=16).state_dict()) == [
+    assert list(GlobalContext(in_channels=32).state_dict()) == [
         "mask.weight", "reduce.weight", "reduce.bias", "norm.weight", "norm.bias",
         "expand.weight", "expand.bias",
     ]  # fmt: skip
@@ -155,6 +155,10 @@ def test_impossible_sizes_are_refused(options, message):
 def test_other_errors():
     with pytest.raises(ValueError, match="reduction and in_channels: .* got 3 and 8; use 2"):
         GlobalContext(in_channels=8, reduction=3)
+    with pytest.raises(
+        ValueError, match="reduction: expected at most half of the 8 channels, got 8"
+    ):
+        GlobalContext(in_channels=8, reduction=8)
     for kind in KINDS:
         with pytest.raises(ValueError, match="expected 8 channels, got 4"):
             make(kind)(features(2, 2, channels=4))
