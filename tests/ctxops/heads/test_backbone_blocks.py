@@ -156,7 +156,7 @@ def test_other_errors():
     with pytest.raises(ValueError, match="reduction and in_channels: .* got 3 and 8; use 2"):
         GlobalContext(in_channels=8, reduction=3)
     with pytest.raises(
-        ValueError, match="reduction: expected at most half of the 8 channels, got 8"
+        ValueError, match="reduction: expected at most half of the 8 channels"
     ):
         GlobalContext(in_channels=8, reduction=8)
     for kind in KINDS:
