@@ -155,9 +155,7 @@ def test_impossible_sizes_are_refused(options, message):
 def test_other_errors():
     with pytest.raises(ValueError, match="reduction and in_channels: .* got 3 and 8; use 2"):
         GlobalContext(in_channels=8, reduction=3)
-    with pytest.raises(
-        ValueError, match="reduction: expected at most half of the 8 channels"
-    ):
+    with pytest.raises(ValueError, match="reduction: expected at most half of the 8 channels"):
         GlobalContext(in_channels=8, reduction=8)
     for kind in KINDS:
         with pytest.raises(ValueError, match="expected 8 channels, got 4"):
