@@ -9,7 +9,8 @@ from detectron2.structures import Boxes
 from torch import nn
 
 from d2ctx import UserError
-from d2ctx.panet_heads import AllLevelPooler, FusedConv, PANetBoxHead, PANetMaskHead
+from d2ctx.panet_heads import PANetBoxHead, PANetMaskHead
+from d2ctx.panet_layers import AllLevelPooler, FusedConv
 from tests.d2ctx import tiny
 from tests.d2ctx.context_parts import config, detections, idle, mixed_sizes, model, step
 
