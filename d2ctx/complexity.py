@@ -51,11 +51,6 @@ class Cost:
             *(a + b for a, b in zip(vars(self).values(), vars(other).values(), strict=True))
         )
 
-    def __sub__(self, other: "Cost") -> "Cost":
-        return Cost(
-            *(a - b for a, b in zip(vars(self).values(), vars(other).values(), strict=True))
-        )
-
 
 def detector_costs(model: nn.Module, *, height: int, width: int) -> dict[str, Cost]:
     """Count a detector by shapes alone, on the meta device.
@@ -96,11 +91,15 @@ def detector_costs(model: nn.Module, *, height: int, width: int) -> dict[str, Co
 def _backbone_costs(backbone: nn.Module, image: Tensor) -> dict[str, Cost]:
     """Bottom-up network, and the neck where there is one."""
     bottom_up = getattr(backbone, "bottom_up", backbone)
-    costs = {"backbone": _cost([bottom_up], lambda: bottom_up(image), pooling=True)}
+    features: dict[str, Tensor] = {}
+    costs = {
+        "backbone": _cost([bottom_up], lambda: features.update(bottom_up(image)), pooling=True)
+    }
     if bottom_up is not backbone:
-        # The stem's pooling counts for the backbone; poolings of a neck do not count.
-        below = _cost([bottom_up], lambda: bottom_up(image))
-        costs["neck"] = _cost([backbone], lambda: backbone(image)) - below
+        neck = [part for part in backbone.children() if part is not bottom_up]
+        bottom_up.forward = lambda _: features  # what it gave just now, at no cost
+        costs["neck"] = _cost(neck, lambda: backbone(image))
+        del bottom_up.forward
     return costs
 
 
