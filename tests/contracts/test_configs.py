@@ -21,7 +21,7 @@ RUNS = [name for name in FILES if not name.startswith("_base_/")]
 PAPER = [name for name in RUNS if name.endswith("_1x.yaml")]
 ABLATIONS = [name for name in RUNS if "/ablations/" in name]
 # Folders that hold no method of their own.
-SHARED_FOLDERS = {"_base_", "data", "demo", "real"}
+SHARED_FOLDERS = {"_base_", "compare", "data", "demo", "real"}
 
 PAFPN, FULL = "a2fpn/mask_rcnn_r50_pafpn_1x.yaml", "a2fpn/mask_rcnn_r50_a2fpn_1x.yaml"
 # Rows of Tables 2 to 5 of the paper: file -> what it changes, over which baseline.
