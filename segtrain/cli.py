@@ -1,16 +1,32 @@
-"""The `segtrain` command: one function per sub-command adds its parser and its handler."""
+"""The `segtrain` command: every module of commands adds its parsers; this file runs them."""
 
 import argparse
+import os
 import sys
+import traceback
 from collections.abc import Sequence
+from importlib import import_module
 from typing import NoReturn
 
 from segtrain import __version__
-from segtrain.data.commands import add_data_commands
+from segtrain.errors import REQUEUE, Interrupted
+
+# Modules with a function `add_commands`; they import what they run only when they run it.
+COMMANDS = (
+    "segtrain.data.commands",
+    "segtrain.config.commands",
+    "segtrain.doctor",
+)
+# Import names of the packages that come with the extra `seg`.
+_EXTRA = {"cityscapesscripts", "cv2", "pydantic", "rich", "safetensors", "timm", "yaml"}
 
 _EPILOG = """examples:
-  segtrain data synth --out scenes --format coco --num 200 --seed 0
-  segtrain data synth --help
+  segtrain doctor
+  segtrain data synth --out scenes --format folder --num 200 --seed 0
+  segtrain config show my.yaml optim.lr=1e-3
+
+exit codes: 0 done, 2 something you can mend, 75 interrupted after saving (run it again),
+130 interrupted
 """
 
 
@@ -35,29 +51,74 @@ def build_parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--version", action="version", version=f"segtrain {__version__}")
+    parser.add_argument(
+        "--traceback", action="store_true", help="show where in the program an error arose"
+    )
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
-    add_data_commands(commands)
+    for module in COMMANDS:
+        loaded = import_module(module)
+        add = getattr(loaded, "add_commands", None) or loaded.add_data_commands
+        add(commands)
     return parser
+
+
+def parse(argv: Sequence[str] | None) -> argparse.Namespace:
+    """Parse the command line; `KEY=VALUE` may stand before and after options.
+
+    Args:
+        argv: Arguments without the program name; None takes those of the process.
+
+    Returns:
+        The parsed arguments.
+    """
+    parser = build_parser()
+    args, rest = parser.parse_known_args(argv)
+    # argparse closes a list of positionals at the first option that follows it.
+    if rest and (not hasattr(args, "overrides") or any(text.startswith("-") for text in rest)):
+        parser.error(f"unrecognized arguments: {' '.join(rest)}")
+    if rest:
+        args.overrides = [*args.overrides, *rest]
+    return args
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line.
 
     Args:
-        argv: arguments without the program name; None takes those of the process.
+        argv: Arguments without the program name; None takes those of the process.
 
     Returns:
-        Exit code: 0 done, 2 wrong use (one line on stderr), 130 interrupted.
+        Exit code: 0 done, 2 wrong use (said on stderr without a traceback), 75 interrupted after
+        saving, 130 interrupted.
     """
-    args = build_parser().parse_args(argv)
+    args = parse(argv)
     try:
-        return int(args.run(args))
-    except ValueError as error:
-        print(f"segtrain: error: {error}", file=sys.stderr)
-        return 2
+        code = int(args.run(args))
+        sys.stdout.flush()
+        return code
+    except BrokenPipeError:  # the reader, such as `head`, has had enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except (ValueError, OSError) as error:
+        return _failed(error, show=args.traceback)
+    except ModuleNotFoundError as error:
+        if (error.name or "").partition(".")[0] not in _EXTRA:
+            raise
+        text = f"the package {error.name} is missing; run: pip install 'ctxseg[seg]'"
+        return _failed(text, show=args.traceback)
+    except Interrupted as stop:
+        print(f"segtrain: {stop}", file=sys.stderr)
+        return REQUEUE
     except KeyboardInterrupt:
         print("segtrain: interrupted", file=sys.stderr)
         return 130
+
+
+def _failed(problem: object, *, show: bool) -> int:
+    if show:
+        traceback.print_exc()
+    print(f"segtrain: error: {problem}", file=sys.stderr)
+    return 2
 
 
 if __name__ == "__main__":

@@ -10,5 +10,5 @@ class UserError(ValueError):
     """
 
 
-class Interrupted(Exception):
+class Interrupted(Exception):  # noqa: N818, it is no error
     """A run stopped by a signal after it had saved its state; the command exits with `REQUEUE`."""

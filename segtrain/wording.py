@@ -18,6 +18,8 @@ def close_to(name: str, known: Iterable[str]) -> list[str]:
         At most two names.
     """
     lower = {choice.lower(): choice for choice in sorted(set(known))}
+    if name.lower() in lower:
+        return [lower[name.lower()]]
     return [lower[found] for found in get_close_matches(name.lower(), lower, n=2, cutoff=0.65)]
 
 

@@ -125,9 +125,25 @@ def dump_yaml(config: RunConfig) -> str:
     Returns:
         All keys, defaults included, in the order of the schema.
     """
-    return yaml.dump(
-        config.model_dump(mode="json"), Dumper=_Dumper, sort_keys=False, allow_unicode=True
-    )
+    return yaml.dump(plain(config), Dumper=_Dumper, sort_keys=False, allow_unicode=True)
+
+
+def plain(config: RunConfig) -> dict[str, Any]:
+    """The sections as dicts and the tuples as lists, all keys included.
+
+    Args:
+        config: A configuration.
+
+    Returns:
+        What YAML can say and `RunConfig.model_validate` takes back.
+    """
+    return _without_tuples(config.model_dump())
+
+
+def _without_tuples(value: Any) -> Any:
+    if isinstance(value, dict):  # the numbers among its keys stay numbers
+        return {key: _without_tuples(item) for key, item in value.items()}
+    return [_without_tuples(item) for item in value] if isinstance(value, tuple) else value
 
 
 class _Dumper(yaml.SafeDumper):
@@ -170,7 +186,7 @@ def diff(a: RunConfig, b: RunConfig) -> list[tuple[str, Any, Any]]:
     Returns:
         (key with dots, value in `a`, value in `b`), null where one has no such key.
     """
-    left, right = (dict(_flat(config.model_dump(mode="json"))) for config in (a, b))
+    left, right = (dict(_flat(plain(config))) for config in (a, b))
     keys = list(dict.fromkeys((*left, *right)))
     return [(k, left.get(k), right.get(k)) for k in keys if left.get(k) != right.get(k)]
 

@@ -24,7 +24,6 @@ _EXPECTED: dict[str, Callable[[Mapping[str, Any]], str]] = {
     "less_than": lambda ctx: f"below {ctx['lt']:g}",
     "less_than_equal": lambda ctx: f"at most {ctx['le']:g}",
     "literal_error": lambda ctx: str(ctx["expected"]).replace("'", ""),
-    "missing": lambda ctx: "longer",
     "model_type": lambda ctx: "a section of KEY: VALUE lines",
     "string_too_short": lambda ctx: "a text that is not empty",
     "string_type": lambda ctx: "a text",
@@ -85,6 +84,8 @@ def _texts(path: Path, group: list[dict[str, Any]], content: Mapping[str, Any]) 
     if kinds == {"missing"} and value is None:
         what = "section" if sections_at(path) else "key"
         return [f"the {what} {name} is missing; add it"]
+    if kinds == {"missing"}:
+        group = group[-1:]  # the last entry tells the length
     expected = [_expected(found) for found in group]
     if all(found["loc"][-1] == "[key]" for found in group):
         name = f"the key {path[-1]} of {'.'.join(str(part) for part in path[:-1])}"
@@ -94,6 +95,8 @@ def _texts(path: Path, group: list[dict[str, Any]], content: Mapping[str, Any]) 
 
 
 def _expected(found: Mapping[str, Any]) -> str:
+    if found["type"] == "missing":  # an entry of a list of fixed length
+        return f"a list of {found['loc'][-1] + 1}"
     write = _EXPECTED.get(found["type"])
     return write(found.get("ctx", {})) if write else str(found["msg"])
 

@@ -62,6 +62,9 @@ class SegmenterConfig(Section):
     layer_norm_eps: Positive = 1e-5
     """1e-5 as released by the authors, 1e-6 as in timm and MMSegmentation."""
 
+    decoder_layer_norm_eps: Positive | None = None
+    """Of the mask transformer; null takes `layer_norm_eps`. MMSegmentation has 1e-5 here."""
+
     pos_embed_resize: Literal["bilinear", "bicubic"] = "bilinear"
     """How position embeddings get to another grid; bicubic as in MMSegmentation."""
 
@@ -73,8 +76,9 @@ class SegmenterConfig(Section):
         """Width, layers and heads of the encoder."""
         if self.variant is not None:
             return SEGMENTER_VARIANTS[self.variant]
-        assert self.embed_dim and self.depth and self.num_heads, "checked by `problems`"
-        return self.embed_dim, self.depth, self.num_heads
+        own = (self.embed_dim, self.depth, self.num_heads)
+        assert None not in own, "checked by `problems`"
+        return own
 
     def problems(self) -> Iterator[str]:
         """What is wrong between the keys of this section, each text with its fix."""

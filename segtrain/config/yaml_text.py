@@ -15,8 +15,18 @@ from segtrain.errors import UserError
 
 _MAX_BYTES = 1 << 20
 _MAX_NODES = 20_000  # of a document whose aliases are written out
+_MAX_DEPTH = 50
 _PREFIX = "tag:yaml.org,2002:"
 Path = tuple[str | int, ...]
+
+
+_OPENING = (
+    yaml.BlockMappingStartToken,
+    yaml.BlockSequenceStartToken,
+    yaml.FlowMappingStartToken,
+    yaml.FlowSequenceStartToken,
+)
+_CLOSING = (yaml.BlockEndToken, yaml.FlowMappingEndToken, yaml.FlowSequenceEndToken)
 
 
 class _Loader(yaml.SafeLoader):
@@ -72,7 +82,7 @@ def read_document(text: bytes | str, *, source: str) -> Document:
     if len(text) > _MAX_BYTES:
         raise UserError(f"{source}: {len(text)} bytes are too many for a configuration")
     try:
-        _refuse_tags(text, source)
+        _check_tokens(text, source)
         root = yaml.compose(text, Loader=_Loader)
         if root is None:
             return Document(None)
@@ -86,12 +96,15 @@ def read_document(text: bytes | str, *, source: str) -> Document:
     except yaml.YAMLError as error:
         said = " ".join(str(error).split())
         raise UserError(f"{source} is not valid YAML: {said}") from error
-    except RecursionError as error:
-        raise UserError(f"{source} is nested too deeply for a configuration") from error
 
 
-def _refuse_tags(text: bytes | str, source: str) -> None:
+def _check_tokens(text: bytes | str, source: str) -> None:
+    """Refuse tags, directives and depth before anything recurses into them."""
+    depth = 0
     for token in yaml.scan(text, Loader=_Loader):
+        depth += isinstance(token, _OPENING) - isinstance(token, _CLOSING)
+        if depth > _MAX_DEPTH:
+            raise UserError(f"{source} is nested too deeply for a configuration")
         if isinstance(token, yaml.TagToken | yaml.DirectiveToken):
             line = token.start_mark.line + 1
             kind = "tag" if isinstance(token, yaml.TagToken) else "directive"
