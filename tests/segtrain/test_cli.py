@@ -1,4 +1,6 @@
 import argparse
+import os
+import re
 import subprocess
 import sys
 
@@ -6,6 +8,7 @@ import pytest
 
 from segtrain.cli import build_parser, main
 from segtrain.data.synthetic import FORMATS
+from segtrain.errors import Interrupted, UserError
 
 
 def synth(*arguments):
@@ -72,15 +75,37 @@ def test_interrupt_is_one_line(tmp_path, capsys, monkeypatch):
     assert capsys.readouterr().err == "segtrain: interrupted\n"
 
 
-@pytest.mark.parametrize("command", [[], ["data"], ["data", "synth"]])
-def test_help_at_every_level(capsys, command):
+def parsers(parser, path=()):
+    """Every parser with the words that lead to it."""
+    yield path, parser
+    for action in parser._actions:
+        if isinstance(action, argparse._SubParsersAction):
+            for name, child in action.choices.items():
+                yield from parsers(child, (*path, name))
+
+
+HELP = {path: parser.format_help() for path, parser in parsers(build_parser())}
+
+
+@pytest.mark.parametrize("path", HELP, ids=" ".join)
+def test_help_of_every_command_starts_with_its_name(path):
+    assert HELP[path].startswith(" ".join(["usage: segtrain", *path]))
+
+
+LEAVES = [path for path in HELP if path and "COMMAND ..." not in HELP[path]]
+
+
+@pytest.mark.parametrize("path", LEAVES, ids=" ".join)
+def test_every_command_or_its_group_shows_examples(path):
+    shown = "".join(HELP[path[:k]] for k in range(1, len(path) + 1))
+    assert re.search(rf"^  segtrain {' '.join(path)}\b", shown, re.MULTILINE)
+
+
+def test_help_is_printed_with_exit_code_0(capsys):
     with pytest.raises(SystemExit) as stop:
-        main([*command, "--help"])
+        main(["doctor", "--help"])
     assert stop.value.code == 0
-    text = capsys.readouterr().out
-    assert text.startswith(" ".join(["usage: segtrain", *command]))
-    if command != ["data"]:
-        assert "examples:" in text
+    assert capsys.readouterr().out == HELP[("doctor",)]
 
 
 def test_formats_in_the_help_are_those_of_the_writer():
@@ -97,12 +122,91 @@ def test_formats_in_the_help_are_those_of_the_writer():
 def test_import_is_quiet_and_light():
     code = (
         "import sys, segtrain, segtrain.cli; segtrain.cli.build_parser(); "
-        "heavy = {'torch', 'numpy', 'PIL', 'detectron2', 'fvcore', 'd2ctx'} & set(sys.modules); "
+        "heavy = {'torch', 'numpy', 'PIL', 'cv2', 'pydantic', 'yaml', 'rich'} & set(sys.modules); "
         "sys.exit(f'loaded {heavy}' if heavy else 0)"
     )
     done = subprocess.run(
         [sys.executable, "-W", "error", "-c", code], capture_output=True, text=True, check=False
     )
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def running(monkeypatch, error):
+    """The exit code of a command that raises `error`."""
+
+    def fail(args):
+        raise error
+
+    monkeypatch.setattr("segtrain.doctor.run", fail)
+    return lambda *options: main([*options, "doctor"])
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "text"),
+    [
+        (UserError("no such thing; try another"), 2, "error: no such thing; try another"),
+        (FileNotFoundError(2, "No such file or directory", "x"), 2, "error: [Errno 2] No such"),
+        (
+            ModuleNotFoundError("No module named 'yaml.x'", name="yaml.x"),
+            2,
+            "error: the package yaml.x is missing; run: pip install 'ctxseg[seg]'",
+        ),
+        (Interrupted("saved at step 5"), 75, "saved at step 5"),
+        (KeyboardInterrupt(), 130, "interrupted"),
+    ],
+)
+def test_what_ends_a_command_becomes_a_line_and_an_exit_code(
+    monkeypatch, capsys, error, code, text
+):
+    assert running(monkeypatch, error)() == code
+    err = capsys.readouterr().err
+    assert err.startswith(f"segtrain: {text}")
+    assert err.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    "error", [RuntimeError("a bug"), ModuleNotFoundError("No module", name="segtrain.nothing")]
+)
+def test_our_own_mistakes_keep_their_traceback(monkeypatch, error):
+    with pytest.raises(type(error)):
+        running(monkeypatch, error)()
+
+
+def test_traceback_on_request(monkeypatch, capsys):
+    assert running(monkeypatch, UserError("no"))("--traceback") == 2
+    err = capsys.readouterr().err
+    assert err.startswith("Traceback")
+    assert err.endswith("segtrain: error: no\n")
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["doctor", "optim.lr=3"],
+        ["doctor", "--nothing"],
+        ["config", "show", "x.yaml", "a=1", "--nothing"],
+        ["nothing"],
+        [],
+    ],
+)
+def test_words_that_no_command_takes(capsys, arguments):
+    with pytest.raises(SystemExit) as stop:
+        main(arguments)
+    assert stop.value.code == 2
+    assert capsys.readouterr().err.count("\n") == 1
+
+
+def test_a_reader_that_has_had_enough_is_no_error():
+    read, write = os.pipe()
+    os.close(read)
+    done = subprocess.run(
+        [sys.executable, "-m", "segtrain", "config", "schema"],
+        stdout=write,
+        stderr=subprocess.PIPE,
+        text=True,
+        check=False,
+    )
+    os.close(write)
     assert (done.returncode, done.stderr) == (0, "")
 
 
