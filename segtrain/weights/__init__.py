@@ -1,0 +1,1 @@
+"""Weight files: read safely, translated between layouts, compared with a model, loaded."""

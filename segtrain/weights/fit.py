@@ -1,0 +1,170 @@
+"""Which tensors of a file find a place in a model: as numbers, as a table, and loaded."""
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from ctxops.position import resize_position_embedding
+from segtrain.errors import UserError
+from segtrain.models.segmenter import SegmenterModel
+from segtrain.weights.describe import square_grid
+from segtrain.wording import first_of
+
+POSITIONS = "encoder.pos_embed"
+_COLUMNS = ("part", "matched", "missing", "wrong shape", "unexpected")
+_EXAMPLES = 3
+
+Shape = tuple[int, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Fit:
+    """What a file gives a model, by the model's names.
+
+    Attributes:
+        matched: In both, of equal shape.
+        missing: In the model only.
+        unexpected: In the file only.
+        wrong_shape: In both, of different shapes: name -> (in the file, in the model).
+        reinitialised: Of the model, kept at their random start since the classes are others.
+        resized: Old and new grid of the position table, None where it was taken as it is.
+    """
+
+    matched: tuple[str, ...]
+    missing: tuple[str, ...] = ()
+    unexpected: tuple[str, ...] = ()
+    wrong_shape: Mapping[str, tuple[Shape, Shape]]
+    reinitialised: tuple[str, ...] = ()
+    resized: tuple[tuple[int, int], tuple[int, int]] | None = None
+
+    @property
+    def complete(self) -> bool:
+        """Whether every tensor has found its place, or is known to start at random."""
+        return not (self.missing or self.unexpected or self.wrong_shape)
+
+    def table(self) -> str:
+        """One aligned line per part of the model, then examples of what does not fit."""
+        groups = (self.matched, self.missing, tuple(self.wrong_shape), self.unexpected)
+        counts = [Counter(_part(name) for name in names) for names in groups]
+        parts = sorted(set().union(*counts))
+        rows = [_COLUMNS, *((part, *(str(c[part]) for c in counts)) for part in parts)]
+        widths = [max(len(row[i]) for row in rows) for i in range(len(_COLUMNS))]
+        lines = [_line(row, widths) for row in rows]
+        return "\n".join([*lines, *self._examples()])
+
+    def notes(self) -> list[str]:
+        """What happened to tensors that were not taken as they are, a line each."""
+        lines = []
+        if self.resized:
+            (h, w), (new_h, new_w) = self.resized
+            lines.append(f"position table resized from {h}x{w} to {new_h}x{new_w}")
+        if self.reinitialised:
+            lines.append(f"other classes, so these start anew: {', '.join(self.reinitialised)}")
+        return lines
+
+    def _examples(self) -> list[str]:
+        lines = [
+            f"wrong shape: {name} is {old} in the file, {new} in the model"
+            for name, (old, new) in list(self.wrong_shape.items())[:_EXAMPLES]
+        ]
+        for title, names in (("missing", self.missing), ("unexpected", self.unexpected)):
+            if names:
+                lines.append(f"{title}: {first_of(names)}")
+        return lines
+
+
+def _part(name: str) -> str:
+    """The part that a tensor is counted for: `encoder.blocks`, `decoder`, ..."""
+    first, _, rest = name.partition(".")
+    return f"{first}.blocks" if rest.startswith("blocks.") else first
+
+
+def _line(row: Sequence[str], widths: Sequence[int]) -> str:
+    cells = [row[0].ljust(widths[0])]
+    cells += [cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=True)]
+    return "  ".join(cells).rstrip()
+
+
+def load_into(
+    model: SegmenterModel,
+    tensors: Mapping[str, Tensor],
+    *,
+    source: str,
+    parts: tuple[str, ...] = ("encoder.", "decoder."),
+    grid: tuple[int, int] | None = None,
+    new_classes: bool = False,
+) -> Fit:
+    """Load tensors under our names into a model, all of them or none.
+
+    Args:
+        model: Where to.
+        tensors: In our layout (`layouts.to_segmenter`).
+        source: What messages call the file.
+        parts: Beginnings of the names that shall be filled.
+        grid: Grid (h, w) of the file's position table. None: that of the model where it has as
+            many cells, else a square.
+        new_classes: Whether tensors of another number of classes may start at random.
+
+    Returns:
+        What was loaded.
+
+    Raises:
+        UserError: If tensors are missing, left over or of another shape; nothing is loaded then.
+    """
+    given = {n: v for n, v in tensors.items() if n.startswith(parts)}
+    resized = None
+    if POSITIONS in given:
+        given[POSITIONS], resized = _positions(model, given[POSITIONS], grid, source)
+    fit = _compare(model, given, parts, resized, new_classes)
+    if not fit.complete:
+        raise UserError(f"{source} does not fit the model:\n{fit.table()}")
+    model.load_state_dict({name: given[name] for name in fit.matched}, strict=False)
+    return fit
+
+
+def _compare(
+    model: SegmenterModel,
+    given: Mapping[str, Tensor],
+    parts: tuple[str, ...],
+    resized: tuple[tuple[int, int], tuple[int, int]] | None,
+    new_classes: bool,
+) -> Fit:
+    file = {name: tuple(value.shape) for name, value in given.items()}
+    state = {n: tuple(v.shape) for n, v in model.state_dict().items() if n.startswith(parts)}
+    wrong = {n: (file[n], state[n]) for n in state if n in file and file[n] != state[n]}
+    by_class = set(model.class_parameters()) if new_classes else set()
+    anew = by_class & set(wrong)
+    return Fit(
+        matched=tuple(n for n in state if n in file and n not in wrong),
+        missing=tuple(n for n in state if n not in file),
+        unexpected=tuple(n for n in file if n not in state),
+        wrong_shape={n: shapes for n, shapes in wrong.items() if n not in anew},
+        reinitialised=tuple(n for n in state if n in anew),
+        resized=resized,
+    )
+
+
+def _positions(
+    model: SegmenterModel, table: Tensor, grid: tuple[int, int] | None, source: str
+) -> tuple[Tensor, tuple[tuple[int, int], tuple[int, int]] | None]:
+    """The position table for the model's grid, and the two grids where they differ."""
+    encoder = model.encoder
+    prefix, wanted = encoder.num_prefix, encoder.grid
+    if table.dim() != 3 or table.shape[-1] != encoder.pos_embed.shape[-1]:
+        return table, None  # the comparison of shapes will say so
+    count = table.shape[1] - prefix
+    if grid is None:
+        grid = wanted if count == wanted[0] * wanted[1] else square_grid(count)
+    if grid is None or grid[0] * grid[1] != count:
+        raise UserError(
+            f"{source}: the position table has {table.shape[1]} rows, expected {prefix} and a "
+            f"square grid, or one of {wanted[0]}x{wanted[1]}; check model.distilled and data.crop"
+        )
+    if grid == wanted:
+        return table, None
+    new = resize_position_embedding(
+        table, old_grid=grid, new_grid=wanted, num_prefix=prefix, mode=encoder.pos_embed_resize
+    )
+    return new, (grid, wanted)
