@@ -1,0 +1,1 @@
+"""Scores of semantic segmentation: counted in integers, exact over images and processes."""
