@@ -1,10 +1,12 @@
-"""`python -m d2ctx.visualize RUN`: input, ground truth and prediction side by side."""
+"""`python -m d2ctx.visualize RUN`: input, ground truth, prediction, and what differs.
+
+In the last panel what is right is green, what is wrong orange, and what was missed blue.
+"""
 
 import argparse
 import os
 import sys
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,58 +15,99 @@ from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, Metadata, MetadataCatalog
 from detectron2.data.detection_utils import read_image
 from detectron2.structures import BoxMode
-from detectron2.utils.visualizer import Visualizer
 from PIL import Image
 from pycocotools import mask as coco_mask
 
 from d2ctx.errors import UserError, exit_code
+from d2ctx.evaluation.panoptic import NAME as PANOPTIC_FILE
+from d2ctx.picture import (
+    MISSED,
+    PALETTE,
+    RIGHT,
+    WRONG,
+    Drawn,
+    comparison_caption,
+    draw_objects,
+    row,
+)
 from d2ctx.runs import run_config, run_predictions
+from d2ctx.visualize_match import Object, compare_objects
+from d2ctx.visualize_panoptic import PanopticPictures
+from d2ctx.wording import plural
 
-PALETTE = [
-    (230, 82, 82),
-    (76, 132, 230),
-    (240, 176, 48),
-    (72, 176, 104),
-    (166, 96, 214),
-    (52, 186, 196),
-    (236, 120, 176),
-    (140, 140, 60),
-]
-GAP = 8
-MIN_WIDTH = 400
+TASKS = ("auto", "instances", "panoptic")
+# A picture of an image, given its pixels and its data-set dict.
+Draw = Callable[[np.ndarray, dict[str, Any]], np.ndarray]
 
 
 def write_pictures(
-    run: Path, *, dataset: str | None = None, num: int = 8, min_score: float = 0.5
+    run: Path,
+    *,
+    dataset: str | None = None,
+    num: int = 8,
+    min_score: float = 0.5,
+    task: str = "auto",
 ) -> list[Path]:
-    """Draw evenly spaced images of an evaluated run, one picture per image.
+    """Draw evenly spaced images of an evaluated run, one picture per image and task.
 
     Args:
         run: Output folder of a run.
         dataset: An evaluated data set; None takes the first of DATASETS.TEST.
         num: How many images.
         min_score: Detections below this score are not drawn, 0 to 1.
+        task: "instances", "panoptic", or "auto" for all that the run has.
 
     Returns:
-        The files written, under `run/pictures`.
+        The files written: instances in `run/pictures`, panoptic ones in `run/pictures/panoptic`.
 
     Raises:
         UserError: If the run holds no predictions for the data set.
     """
     cfg = run_config(run)
     dataset = dataset or _first_test_set(cfg)
-    predictions = run_predictions(run, dataset)
+    drawers = _drawers(run, dataset, task, min_score)
     records, metadata = DatasetCatalog.get(dataset), MetadataCatalog.get(dataset)
-    folder = run / "pictures"
-    folder.mkdir(parents=True, exist_ok=True)
     chosen = np.linspace(0, len(records) - 1, min(num, len(records))).round().astype(int)
     paths = []
     for record in (records[i] for i in chosen):
-        detections = [d for d in predictions.get(record["image_id"], []) if d["score"] >= min_score]
-        picture = side_by_side(record, detections, metadata)
-        paths.append(folder / _picture_name(record, metadata))
-        Image.fromarray(picture).save(paths[-1])
+        image = read_image(record["file_name"], format="RGB")
+        for folder, draw in drawers.items():
+            folder.mkdir(parents=True, exist_ok=True)
+            paths.append(folder / _picture_name(record, metadata))
+            Image.fromarray(draw(image, record)).save(paths[-1])
     return paths
+
+
+def _drawers(run: Path, dataset: str, task: str, min_score: float) -> dict[Path, Draw]:
+    """Folder -> what draws its pictures, for every task that is asked for."""
+    folder, drawers = run / "pictures", {}
+    inference, metadata = run / "inference" / dataset, MetadataCatalog.get(dataset)
+    evaluated = (inference / f"{PANOPTIC_FILE}.json").is_file()
+    # Where there is nothing at all, the error speaks of instances.
+    if task == "instances" or (task == "auto" and (not evaluated or _has_instances(inference))):
+        predictions = run_predictions(run, dataset)
+
+        def draw(image: np.ndarray, record: dict[str, Any]) -> np.ndarray:
+            listed = predictions.get(record["image_id"], [])
+            detections = [d for d in listed if d["score"] >= min_score]
+            return side_by_side(image, record, detections, metadata)
+
+        drawers[folder] = draw
+    if task == "panoptic" or (task == "auto" and evaluated):
+        if not evaluated:
+            raise UserError(
+                f"expected a run with panoptic predictions for {dataset}, but {inference} holds no "
+                f"{PANOPTIC_FILE}.json; evaluate a panoptic model, or leave --task out"
+            )
+        pictures = PanopticPictures(inference, metadata)
+        drawers[folder / "panoptic"] = lambda image, record: pictures.draw(
+            image, record["image_id"]
+        )
+    return drawers
+
+
+def _has_instances(inference: Path) -> bool:
+    return (inference / "coco_instances_results.json").is_file()
 
 
 def _first_test_set(cfg: CfgNode) -> str:
@@ -80,84 +123,99 @@ def _picture_name(record: dict[str, Any], metadata: Metadata) -> str:
 
 
 def side_by_side(
-    record: dict[str, Any], detections: list[dict[str, Any]], metadata: Metadata
+    image: np.ndarray,
+    record: dict[str, Any],
+    detections: list[dict[str, Any]],
+    metadata: Metadata,
 ) -> np.ndarray:
-    """One row of three panels: the image, its ground truth, the detections.
+    """One row of panels: the image, its ground truth, the detections, and what differs.
 
     Args:
-        record: Detectron2's data-set dict of the image.
+        image: RGB [H, W, 3], bytes.
+        record: Detectron2's data-set dict of the image; without "annotations" there are neither
+            ground truth nor differences.
         detections: Results in COCO's format, with the data set's own category ids.
         metadata: Class names.
 
     Returns:
-        RGB picture [H, W, 3], uint8.
+        RGB picture, bytes.
     """
-    image = read_image(record["file_name"], format="RGB")
-    truth = [_Item.of_annotation(a, image.shape[:2]) for a in record["annotations"]]
-    found = [_Item.of_detection(d, metadata) for d in detections]
-    panels = [_panel(image, items, metadata) for items in ([], truth, found)]
-    gap = np.full((panels[0].shape[0], GAP, 3), 255, np.uint8)
-    return np.concatenate([panels[0], gap, panels[1], gap, panels[2]], axis=1)
+    found = [_of_detection(d, metadata) for d in detections]
+
+    def panel(objects: Sequence[Object]) -> np.ndarray:
+        return draw_objects(image, [_in_class_color(o, metadata) for o in objects])
+
+    panels = [("image", panel([])), ("detections", panel(found))]
+    if "annotations" in record:
+        truth = [_of_annotation(a, image.shape[:2]) for a in record["annotations"]]
+        panels.insert(1, ("ground truth", panel(truth)))
+        panels.append(_differences(image, truth, found, metadata))
+    return row(panels)
 
 
-@dataclass(frozen=True)
-class _Item:
-    """What is drawn for one object: contiguous class, XYXY box, mask [H, W] or None, score."""
+def _differences(
+    image: np.ndarray, truth: Sequence[Object], found: Sequence[Object], metadata: Metadata
+) -> tuple[str, np.ndarray]:
+    """Caption, and panel of the matched detections, the wrong ones, and the missed objects."""
+    result = compare_objects(truth, found)
+    groups = (
+        (MISSED, [truth[i] for i in result.missed]),
+        (WRONG, [found[i] for i in result.wrong]),
+        (RIGHT, [found[i] for i in result.right]),
+    )
+    drawn = [Drawn(o.box, o.mask, color, _label(o, metadata)) for color, g in groups for o in g]
+    caption = comparison_caption(
+        right=len(result.right), wrong=len(result.wrong), missed=len(result.missed)
+    )
+    return caption, draw_objects(image, drawn)
 
-    category: int
-    box: np.ndarray
-    mask: np.ndarray | None
-    score: float | None = None
 
-    @classmethod
-    def of_annotation(cls, annotation: dict[str, Any], size: tuple[int, int]) -> "_Item":
-        box = BoxMode.convert(annotation["bbox"], annotation["bbox_mode"], BoxMode.XYXY_ABS)
-        mask = annotation.get("segmentation")
-        if isinstance(mask, list):
-            mask = coco_mask.merge(coco_mask.frPyObjects(mask, *size))
-        return cls(annotation["category_id"], np.asarray(box), _decoded(mask))
+def _of_annotation(annotation: dict[str, Any], size: tuple[int, int]) -> Object:
+    box = BoxMode.convert(annotation["bbox"], annotation["bbox_mode"], BoxMode.XYXY_ABS)
+    mask = annotation.get("segmentation")
+    if isinstance(mask, list):
+        mask = coco_mask.merge(coco_mask.frPyObjects(mask, *size))
+    crowd = annotation.get("iscrowd", 0) == 1
+    return Object(annotation["category_id"], np.asarray(box), _decoded(mask), crowd=crowd)
 
-    @classmethod
-    def of_detection(cls, detection: dict[str, Any], metadata: Metadata) -> "_Item":
-        ids = metadata.get("thing_dataset_id_to_contiguous_id", {})
-        category = ids.get(detection["category_id"], detection["category_id"])
-        box = BoxMode.convert(detection["bbox"], BoxMode.XYWH_ABS, BoxMode.XYXY_ABS)
-        mask = _decoded(detection.get("segmentation"))
-        return cls(category, np.asarray(box), mask, detection["score"])
 
-    def label(self, metadata: Metadata) -> str:
-        name = metadata.thing_classes[self.category]
-        return name if self.score is None else f"{name} {self.score:.0%}"
+def _of_detection(detection: dict[str, Any], metadata: Metadata) -> Object:
+    ids = metadata.get("thing_dataset_id_to_contiguous_id", {})
+    category = ids.get(detection["category_id"], detection["category_id"])
+    box = BoxMode.convert(detection["bbox"], BoxMode.XYWH_ABS, BoxMode.XYXY_ABS)
+    mask = _decoded(detection.get("segmentation"))
+    return Object(category, np.asarray(box), mask, detection["score"])
 
 
 def _decoded(rle: dict[str, Any] | None) -> np.ndarray | None:
     return None if rle is None else coco_mask.decode(rle)
 
 
-def _panel(image: np.ndarray, items: list[_Item], metadata: Metadata) -> np.ndarray:
-    canvas = Visualizer(image, metadata, scale=max(1.0, MIN_WIDTH / image.shape[1]))
+def _in_class_color(item: Object, metadata: Metadata) -> Drawn:
     colors = metadata.get("thing_colors", PALETTE)
-    for item in items:
-        color = np.array(colors[item.category % len(colors)]) / 255
-        if item.mask is None or not item.mask.any():
-            canvas.draw_box(item.box, edge_color=color)
-            canvas.draw_text(item.label(metadata), item.box[:2], color=color)
-        else:  # keeps holes, unlike polygons
-            label = item.label(metadata)
-            canvas.draw_binary_mask(item.mask, color, text=label, alpha=0.6, area_threshold=0)
-    return canvas.output.get_image()
+    color = colors[item.category % len(colors)]
+    return Drawn(item.box, item.mask, color, _label(item, metadata))
+
+
+def _label(item: Object, metadata: Metadata) -> str:
+    name = metadata.thing_classes[item.category] + (" (crowd)" if item.crowd else "")
+    return name if item.score is None else f"{name} {item.score:.0%}"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Command-line entry; see `--help`."""
     parser = argparse.ArgumentParser(
         prog="python -m d2ctx.visualize",
-        description="Draw input, ground truth and detections of an evaluated run side by side.",
+        description="Draw input, ground truth, predictions and their differences (green: right, "
+        "orange: wrong, blue: missed) of an evaluated run side by side.",
     )
     parser.add_argument("run", type=Path, help="output folder of a training run")
     parser.add_argument("--dataset", help="default: the first of DATASETS.TEST")
     parser.add_argument("--num", type=int, default=8, help="how many images (default: %(default)s)")
     parser.add_argument("--min-score", type=float, default=0.5, help="default: %(default)s")
+    parser.add_argument(
+        "--task", choices=TASKS, default="auto", help="default: all that the run has"
+    )
     args = parser.parse_args(argv)
     return exit_code(lambda: _print(args))
 
@@ -165,8 +223,16 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _print(args: argparse.Namespace) -> None:
     if args.num < 1:
         raise UserError(f"--num must be at least 1, got {args.num}")
-    paths = write_pictures(args.run, dataset=args.dataset, num=args.num, min_score=args.min_score)
-    print(f"wrote {len(paths)} pictures to {paths[0].parent}")
+    paths = write_pictures(
+        args.run,
+        dataset=args.dataset,
+        num=args.num,
+        min_score=args.min_score,
+        task=args.task,
+    )
+    for folder in dict.fromkeys(path.parent for path in paths):
+        count = sum(path.parent == folder for path in paths)
+        print(f"wrote {plural(count, 'picture')} to {folder}")
 
 
 if __name__ == "__main__":
