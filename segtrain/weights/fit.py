@@ -113,30 +113,57 @@ def load_into(
     Raises:
         UserError: If tensors are missing, left over or of another shape; nothing is loaded then.
     """
-    given = {n: v for n, v in tensors.items() if n.startswith(parts)}
-    resized = None
-    if POSITIONS in given:
-        given[POSITIONS], resized = _positions(model, given[POSITIONS], grid, source)
-    fit = _compare(model, given, parts, resized, new_classes)
+    given, fit = _prepared(model, tensors, source, parts, grid, new_classes)
     if not fit.complete:
         raise UserError(f"{source} does not fit the model:\n{fit.table()}")
     model.load_state_dict({name: given[name] for name in fit.matched}, strict=False)
     return fit
 
 
-def _compare(
+def compare(
     model: SegmenterModel,
-    given: Mapping[str, Tensor],
-    parts: tuple[str, ...],
-    resized: tuple[tuple[int, int], tuple[int, int]] | None,
-    new_classes: bool,
+    tensors: Mapping[str, Tensor],
+    *,
+    source: str,
+    parts: tuple[str, ...] = ("encoder.", "decoder."),
+    grid: tuple[int, int] | None = None,
 ) -> Fit:
+    """What `load_into` would find; nothing is loaded, so the model may be on the meta device.
+
+    Args:
+        model: As in `load_into`.
+        tensors: As in `load_into`.
+        source: As in `load_into`.
+        parts: As in `load_into`.
+        grid: As in `load_into`.
+
+    Returns:
+        What fits and what does not.
+
+    Raises:
+        UserError: If the grid of the position table is unknown.
+    """
+    return _prepared(model, tensors, source, parts, grid, False)[1]
+
+
+def _prepared(
+    model: SegmenterModel,
+    tensors: Mapping[str, Tensor],
+    source: str,
+    parts: tuple[str, ...],
+    grid: tuple[int, int] | None,
+    new_classes: bool,
+) -> tuple[dict[str, Tensor], Fit]:
+    """The tensors with positions for the model's grid, and how they fit."""
+    given = {n: v for n, v in tensors.items() if n.startswith(parts)}
+    resized = None
+    if POSITIONS in given:
+        given[POSITIONS], resized = _positions(model, given[POSITIONS], grid, source)
     file = {name: tuple(value.shape) for name, value in given.items()}
     state = {n: tuple(v.shape) for n, v in model.state_dict().items() if n.startswith(parts)}
     wrong = {n: (file[n], state[n]) for n in state if n in file and file[n] != state[n]}
-    by_class = set(model.class_parameters()) if new_classes else set()
-    anew = by_class & set(wrong)
-    return Fit(
+    anew = set(model.class_parameters()) & set(wrong) if new_classes else set()
+    fit = Fit(
         matched=tuple(n for n in state if n in file and n not in wrong),
         missing=tuple(n for n in state if n not in file),
         unexpected=tuple(n for n in file if n not in state),
@@ -144,6 +171,7 @@ def _compare(
         reinitialised=tuple(n for n in state if n in anew),
         resized=resized,
     )
+    return given, fit
 
 
 def _positions(
