@@ -3,6 +3,8 @@
 import argparse
 import sys
 
+from segtrain.data.inspect_commands import add_check, add_prepare, add_show, add_stats
+
 _PLAIN_STEP = 500  # images between two progress lines when stderr is not a terminal
 
 _SYNTH_EPILOG = """formats:
@@ -20,14 +22,16 @@ examples:
 """
 
 
-def add_data_commands(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+def add_commands(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
     """Add `data` and its sub-commands.
 
     Args:
         commands: the sub-parsers of the main parser.
     """
     data = commands.add_parser("data", help="make and inspect data sets")
-    add_synth(data.add_subparsers(metavar="COMMAND", required=True))
+    parts = data.add_subparsers(metavar="COMMAND", required=True)
+    for add in (add_synth, add_check, add_stats, add_show, add_prepare):
+        add(parts)
 
 
 def add_synth(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:

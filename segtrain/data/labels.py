@@ -6,7 +6,7 @@ not list is an error that names it; nothing is ever clipped or ignored silently.
 Letters: H W map, K classes.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -129,44 +129,36 @@ class ValueEncoding:
         """
         if stored.ndim != 2:
             raise UserError(f"expected a label map of one channel, got {_kind(stored)}")
-        table, known = self._table()
+        labels, known = self._arrays()
         inside = stored.dtype == np.uint8 or (stored.min() >= 0 and stored.max() <= 255)
         if not inside or not known[stored].all():
-            raise UserError(f"{self.foreign_text(np.unique(stored))}; {self._expected()}")
-        return table[stored]
+            raise UserError(f"{self.foreign_text(np.unique(stored).tolist())}; {self._expected()}")
+        return labels[stored]
 
-    def foreign(self, values: NDArray[np.integer]) -> list[int]:
-        """The values that the encoding does not list.
+    def table(self) -> dict[int, int]:
+        """Value on disk -> class number or 255."""
+        return dict(self.classes)
 
-        Args:
-            values: Integers, any shape.
-
-        Returns:
-            Those that are not listed, ascending.
-        """
-        listed = {value for value, _ in self.classes}
-        return [value for value in np.unique(values).tolist() if value not in listed]
-
-    def foreign_text(self, values: NDArray[np.integer]) -> str:
+    def foreign_text(self, values: Iterable[int]) -> str:
         """Name the values that the encoding does not list.
 
         Args:
-            values: Integers, any shape.
+            values: Values.
 
         Returns:
             "unknown values 12, 13".
         """
-        return _unknown("value", [str(value) for value in self.foreign(values)])
+        return _unknown("value", [str(value) for value in _foreign(values, self.table())])
 
     def _expected(self) -> str:
         return f"known: {ranges([value for value, _ in self.classes])}"
 
-    def _table(self) -> tuple[Labels, NDArray[np.bool_]]:
-        table = np.full(256, IGNORE_INDEX, np.uint8)
+    def _arrays(self) -> tuple[Labels, NDArray[np.bool_]]:
+        labels = np.full(256, IGNORE_INDEX, np.uint8)
         known = np.zeros(256, bool)
         for value, label in self.classes:
-            table[value], known[value] = label, True
-        return table, known
+            labels[value], known[value] = label, True
+        return labels, known
 
 
 @dataclass(frozen=True)
@@ -195,26 +187,17 @@ class ColourEncoding:
         if stored.ndim != 3 or stored.shape[2] != 3:
             raise UserError(f"expected an RGB picture, got {_kind(stored)}; remove palette")
         packed = pack(stored)
-        order = sorted((pack(np.array(colour)).item(), label) for colour, label in self.classes)
-        keys, labels = (np.array(part) for part in zip(*order, strict=True))
+        keys, labels = (np.array(part) for part in zip(*sorted(self.table().items()), strict=True))
         place = np.searchsorted(keys, packed).clip(max=len(keys) - 1)
         if (keys[place] != packed).any():
-            raise UserError(f"{self.foreign_text(np.unique(packed))}; {self._expected()}")
+            raise UserError(f"{self.foreign_text(np.unique(packed).tolist())}; {self._expected()}")
         return labels.astype(np.uint8)[place]
 
-    def foreign(self, values: NDArray[np.integer]) -> list[int]:
-        """The packed colours that the encoding does not list.
+    def table(self) -> dict[int, int]:
+        """Packed colour on disk -> class number or 255."""
+        return {pack(np.array(colour)).item(): label for colour, label in self.classes}
 
-        Args:
-            values: Packed colours, see `pack`.
-
-        Returns:
-            Those that are not listed, ascending.
-        """
-        listed = {pack(np.array(colour)).item() for colour, _ in self.classes}
-        return [value for value in np.unique(values).tolist() if value not in listed]
-
-    def foreign_text(self, values: NDArray[np.integer]) -> str:
+    def foreign_text(self, values: Iterable[int]) -> str:
         """Name the packed colours that the encoding does not list.
 
         Args:
@@ -223,7 +206,8 @@ class ColourEncoding:
         Returns:
             "unknown colours [1, 2, 3], [4, 5, 6]".
         """
-        return _unknown("colour", [str(list(unpack(value))) for value in self.foreign(values)])
+        foreign = _foreign(values, self.table())
+        return _unknown("colour", [str(list(unpack(value))) for value in foreign])
 
     def _expected(self) -> str:
         return f"{len(self.classes)} colours are known; add them to palette"
@@ -314,6 +298,10 @@ def ranges(numbers: Sequence[int]) -> str:
         else:
             runs.append([number, number])
     return ", ".join(str(a) if a == b else f"{a}..{b}" for a, b in runs)
+
+
+def _foreign(values: Iterable[int], table: Mapping[int, int]) -> list[int]:
+    return sorted(value for value in values if value not in table)
 
 
 def _unknown(thing: str, foreign: Sequence[str]) -> str:

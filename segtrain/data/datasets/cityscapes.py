@@ -46,7 +46,8 @@ def label_ids_encoding() -> ValueEncoding:
         The encoding; everything but the 19 classes is ignored.
     """
     train_ids = {label_id: k for k, label_id in enumerate(LABEL_IDS)}
-    return from_mapping({v: train_ids.get(v, IGNORE_INDEX) for v in range(NUM_LABEL_IDS)})
+    table = {v: train_ids.get(v, IGNORE_INDEX) for v in range(NUM_LABEL_IDS)}
+    return from_mapping(table)  # which adds 255
 
 
 def layout(root: Path) -> Layout:
