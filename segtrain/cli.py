@@ -15,6 +15,8 @@ from segtrain.errors import REQUEUE, Interrupted
 COMMANDS = (
     "segtrain.data.commands",
     "segtrain.config.commands",
+    "segtrain.weights.commands",
+    "segtrain.train.commands",
     "segtrain.doctor",
 )
 # Import names of the packages that come with the extra `seg`.

@@ -1,0 +1,135 @@
+"""Processes of a run: who am I, and what all of them agree on.
+
+`torchrun` starts the processes and tells each by the environment; without it there is one process
+and nothing here communicates.
+"""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import timedelta
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+_PATIENCE = timedelta(minutes=60)  # rank 0 may evaluate or save while the others wait
+
+
+def rank() -> int:
+    """Number of this process, from 0; known before the processes have met, and afterwards."""
+    return dist.get_rank() if _joined() else int(os.environ.get("RANK", 0))
+
+
+def world_size() -> int:
+    """Number of processes."""
+    return dist.get_world_size() if _joined() else 1
+
+
+def is_main() -> bool:
+    """Whether this process writes files and talks."""
+    return rank() == 0
+
+
+def barrier() -> None:
+    """Wait for all processes."""
+    if _joined():
+        dist.barrier()
+
+
+def sum_over_processes(values: Tensor) -> Tensor:
+    """Element-wise sum.
+
+    Args:
+        values: Of the same shape everywhere; left as they are.
+
+    Returns:
+        The sums, the same everywhere.
+    """
+    return _reduced(values, dist.ReduceOp.SUM)
+
+
+def max_over_processes(values: Tensor) -> Tensor:
+    """Element-wise maximum.
+
+    Args:
+        values: Of the same shape everywhere; left as they are.
+
+    Returns:
+        The maxima, the same everywhere.
+    """
+    return _reduced(values, dist.ReduceOp.MAX)
+
+
+def any_process(answer: bool) -> bool:
+    """Whether any process says yes.
+
+    Args:
+        answer: Of this process.
+
+    Returns:
+        The same everywhere.
+    """
+    return bool(max_over_processes(torch.tensor(float(answer))).item())
+
+
+def gather_objects(item: Any) -> list[Any]:
+    """What every process has, in the order of their ranks.
+
+    Args:
+        item: Small and plain.
+
+    Returns:
+        One item per process, on every process.
+    """
+    if not _joined():
+        return [item]
+    items = [None] * dist.get_world_size()
+    dist.all_gather_object(items, item)
+    return items
+
+
+@contextmanager
+def process_group() -> Iterator[torch.device]:
+    """Join the processes that `torchrun` started, and leave them at the end.
+
+    Yields:
+        The device of this process: its GPU where there is one, else the CPU.
+    """
+    device = _device(int(os.environ.get("LOCAL_RANK", 0)))
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+    if "WORLD_SIZE" not in os.environ or _joined():
+        yield device
+        return
+    # What the processes agree on lies on the CPU, so that nobody waits for a GPU.
+    backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
+    dist.init_process_group(backend, timeout=_PATIENCE)
+    try:
+        yield device
+    finally:
+        dist.destroy_process_group()
+
+
+def _device(local_rank: int) -> torch.device:
+    if not torch.cuda.is_available():
+        return torch.device("cpu")
+    if local_rank >= torch.cuda.device_count():
+        raise ValueError(
+            f"process {local_rank} of this machine has no GPU of its own, there are "
+            f"{torch.cuda.device_count()}; start at most that many (torchrun --nproc-per-node)"
+        )
+    return torch.device("cuda", local_rank)
+
+
+def _joined() -> bool:
+    return dist.is_available() and dist.is_initialized()
+
+
+def _reduced(values: Tensor, operation: Any) -> Tensor:
+    if not _joined():
+        return values
+    total = values.clone()
+    dist.all_reduce(total, operation)
+    return total

@@ -1,0 +1,1 @@
+"""Training: one loop, its state, what it saves and what it says."""

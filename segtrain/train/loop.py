@@ -1,0 +1,246 @@
+"""The training loop: one update after another, with evaluation, checkpoints and stopping between.
+
+What makes an update the same however the global batch is split: its pixels are counted over all
+processes and forward passes before the first of them, and every pass divides by that count.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ctxops.losses import IGNORE_INDEX
+from segtrain import dist
+from segtrain.config.schema import RunConfig
+from segtrain.criterion import build_criterion
+from segtrain.errors import Interrupted
+from segtrain.files import write_json
+from segtrain.optim import build_schedule
+from segtrain.train.checkpoint import save_best, save_checkpoint, weight_text
+from segtrain.train.feed import Batch, Feed
+from segtrain.train.folder import RESULTS_NAME, read_results
+from segtrain.train.journal import Journal
+from segtrain.train.meter import Meter
+from segtrain.train.progress import Progress, memory_mb
+from segtrain.train.rng import generators_kept
+from segtrain.train.signals import StopRequest
+from segtrain.train.state import TrainingState, micro_batch, precision
+
+
+class Run:
+    """A run that can go on from any update.
+
+    Args:
+        config: Of the run.
+        folder: Of the run; locked by the caller.
+        state: Before the next update.
+        feed: Data and evaluation.
+        device: Of the model.
+        journal: Of the run; None on processes other than the main one.
+        progress: What the user sees.
+    """
+
+    def __init__(
+        self,
+        *,
+        config: RunConfig,
+        folder: Path,
+        state: TrainingState,
+        feed: Feed,
+        device: torch.device,
+        journal: Journal | None,
+        progress: Progress,
+    ) -> None:
+        options = config.train
+        self.config, self.options, self.folder = config, options, folder
+        self.state, self.feed, self.device = state, feed, device
+        self.journal, self.progress = journal, progress
+        self.micro = micro_batch(options)
+        self.passes = options.global_batch // (self.micro * dist.world_size())
+        self.criterion = build_criterion(config.loss, share=self.micro / options.global_batch)
+        self.schedule = build_schedule(
+            config.schedule, base_lr=config.optim.lr, iters=options.iters
+        )
+        self.meter = Meter(device, images=options.global_batch)
+        self.saved = state.step
+        self.results = read_results(folder)
+
+    def train(self) -> dict[str, Any]:
+        """Train to the end, or until a signal.
+
+        Returns:
+            Results of the last evaluation, see `evaluate`.
+
+        Raises:
+            Interrupted: After a signal, the state being saved.
+            UserError: If a loss is not finite.
+        """
+        state = self.state
+        with generators_kept():
+            batches = self.feed.batches(state.step)
+        with StopRequest() as stop, self.progress:
+            self.between_updates(stop)
+            while state.step < self.options.iters:
+                rate = self.schedule.apply(state.optimizer, state.step)
+                losses = self.update(list(islice(batches, self.passes)))
+                state.step += 1
+                self.report(losses, rate)
+                self.between_updates(stop)
+        return self.results
+
+    def between_updates(self, stop: StopRequest) -> None:
+        """Do what is due: stop, save, evaluate.
+
+        An evaluation comes after a checkpoint of the same update, so that it can be given up at
+        any time: it is then the first thing that the resumed run does.
+
+        Args:
+            stop: Whether this process was asked to stop.
+        """
+        if dist.any_process(bool(stop)):
+            self.save()
+            self.write("stop", {"signal": stop.name})
+            raise Interrupted(f"saved after update {self.state.step}; {self.how_to_go_on}")
+        evaluating = self.is_due(self.options.eval_every) and self.results["step"] < self.state.step
+        if evaluating or self.is_due(self.options.checkpoint_every):
+            self.save()
+        if evaluating:
+            with stop.at_once(f"stopped while evaluating; {self.how_to_go_on}"):
+                self.evaluate()
+
+    def update(self, parts: Sequence[Batch]) -> dict[str, Tensor]:
+        """Change the weights once.
+
+        Args:
+            parts: Micro batches of this process.
+
+        Returns:
+            The losses as `Meter.add` takes them.
+        """
+        state = self.state
+        valid = sum(int((part["label"] != IGNORE_INDEX).sum()) for part in parts)
+        # The average of the gradients over W processes shall be the mean over the global batch.
+        counted = dist.sum_over_processes(torch.tensor(float(valid))) / dist.world_size()
+        num_valid = counted.to(self.device)
+        losses: dict[str, Tensor] = {}
+        for part in parts:
+            images, labels = self.on_device(part)
+            with state.gradients_stay_here(part is not parts[-1]):
+                with precision(self.options, self.device):
+                    terms = self.criterion(state.forward(images), labels, num_valid)
+                state.scaler.scale(torch.stack(list(terms.values())).sum()).backward()
+            for name, term in terms.items():
+                losses[name] = losses.get(name, 0.0) + term.detach()
+        self.step_optimizer()
+        return losses
+
+    def step_optimizer(self) -> None:
+        """Clip, step, clear the gradients, and take the weights into the running average."""
+        state, clip_norm = self.state, self.config.optim.clip_norm
+        if clip_norm is not None:
+            state.scaler.unscale_(state.optimizer)
+            nn.utils.clip_grad_norm_(state.model.parameters(), clip_norm)
+        state.scaler.step(state.optimizer)
+        state.scaler.update()
+        state.optimizer.zero_grad(set_to_none=True)
+        if state.average is not None:
+            state.average.update_parameters(state.model)
+
+    def on_device(self, part: Batch) -> tuple[Tensor, Tensor]:
+        """Move a micro batch to the model.
+
+        Args:
+            part: From the loader.
+
+        Returns:
+            Images [B, 3, H, W] and labels [B, H, W].
+        """
+        layout = torch.channels_last if self.options.channels_last else torch.contiguous_format
+        images = part["image"].to(self.device, non_blocking=True, memory_format=layout)
+        return images, part["label"].to(self.device, non_blocking=True)
+
+    def report(self, losses: Mapping[str, Tensor], rate: float) -> None:
+        """Sum the losses, and every so often tell what they are.
+
+        Args:
+            losses: Of the update just done.
+            rate: Its learning rate.
+        """
+        step = self.state.step
+        self.meter.add(step, losses)
+        self.progress.step(step)
+        if self.is_due(self.options.log_every):
+            record = {**self.meter.read(), "lr": rate, "memory_mb": memory_mb(self.device)}
+            self.write("train", record)
+            self.progress.show(step, record)
+
+    def evaluate(self) -> None:
+        """Evaluate, and keep the weights where they are the best so far."""
+        model, step = self.state.evaluated_model, self.state.step
+        with generators_kept(), self.meter.paused():
+            scores = self.feed.evaluate(model.eval())
+        self.state.model.train()
+        best = self.results["best"]
+        if best is None or _rank(scores["miou"]) > _rank(best["miou"]):
+            best = {"step": step, "miou": scores["miou"]}
+        self.results = {"step": step, "best": best, **scores}
+        if dist.is_main():
+            if best["step"] == step:
+                save_best(self.folder, *self.export())
+            write_json(self.folder / RESULTS_NAME, self.results)
+        self.write("evaluate", scores)
+        self.progress.note(f"step {step}  mIoU {scores['miou']:.4f}  best {best['miou']:.4f}")
+
+    def save(self) -> None:
+        """Save the state, once per update."""
+        if self.saved == self.state.step:
+            return
+        self.meter.check()
+        with self.meter.paused():
+            content = {"config": self.config.model_dump(), **self.state.state_dict()}
+            if dist.is_main():
+                save_checkpoint(self.folder, content, *self.export(), keep=self.options.keep)
+            dist.barrier()
+        self.saved = self.state.step
+        self.write("save", {})
+
+    def export(self) -> tuple[dict[str, Tensor], dict[str, str]]:
+        """Weights to use elsewhere, and the text fields of their file."""
+        model = self.state.evaluated_model
+        return model.state_dict(), weight_text(model, self.config, self.state.step)
+
+    def is_due(self, every: int | None) -> bool:
+        """Whether something is to be done now that is done every so many updates and at the end.
+
+        Args:
+            every: Updates from one time to the next; None is at the end only.
+
+        Returns:
+            The answer; never before the first update.
+        """
+        step = self.state.step
+        return step == self.options.iters or bool(step and every and step % every == 0)
+
+    def write(self, event: str, values: Mapping[str, Any]) -> None:
+        """Write to the journal, on the main process.
+
+        Args:
+            event: What happened.
+            values: More about it.
+        """
+        if self.journal is not None:
+            self.journal.write(event, self.state.step, values)
+
+    @property
+    def how_to_go_on(self) -> str:
+        """The command that continues the run."""
+        return f"go on with: segtrain resume {self.folder}"
+
+
+def _rank(miou: float | None) -> float:
+    """A score as a number to compare; there is none where no pixel of the split is labelled."""
+    return -1.0 if miou is None or math.isnan(miou) else miou

@@ -1,0 +1,102 @@
+"""What a configuration is made into: data set, model with its first weights, evaluation."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import nn
+
+from segtrain import dist
+from segtrain.config.schema import RunConfig
+from segtrain.data.dataset import SegDataset, build_train_transform
+from segtrain.data.datasets import Layout, build_layout
+from segtrain.data.loader import EpochSampler, train_loader
+from segtrain.evaluation.evaluate import evaluate
+from segtrain.models import build_model
+from segtrain.train.feed import Batch, Feed
+from segtrain.train.start import Parts
+from segtrain.train.state import micro_batch
+from segtrain.weights.load import initial_weights
+
+
+def build_parts(config: RunConfig, device: torch.device, restoring: bool) -> Parts:
+    """Build what a run is made of.
+
+    Args:
+        config: Of the run.
+        device: Of the model.
+        restoring: Whether a checkpoint follows, so that no initial weights are needed.
+
+    Returns:
+        The parts.
+
+    Raises:
+        UserError: If the data or the weights are missing or do not fit.
+    """
+    layout = build_layout(config.data)
+    layout.samples(config.data.val_split)  # a missing one shall not come to light hours later
+    model = build_model(config.model, len(layout.classes), image_size=config.data.crop)
+    notes = [] if restoring else initial_weights(model, config)
+    dataset = SegDataset(
+        layout,
+        config.data.train_split,
+        build_train_transform(config.data, layout, normalisation=model.normalisation),
+        seed=config.train.seed,
+    )
+    return Parts(
+        model=model,
+        feed=build_feed(config, layout, dataset, device),
+        images=len(dataset),
+        notes=notes,
+    )
+
+
+def build_feed(
+    config: RunConfig, layout: Layout, dataset: SegDataset, device: torch.device
+) -> Feed:
+    """Connect data and evaluation to the loop.
+
+    Args:
+        config: Of the run.
+        layout: The data set.
+        dataset: Its training split.
+        device: Of the model.
+
+    Returns:
+        The feed.
+    """
+    options = config.train
+
+    def batches(step: int) -> Iterator[Batch]:
+        sampler = EpochSampler(
+            num_samples=len(dataset),
+            global_batch=options.global_batch,
+            micro_batch=micro_batch(options),
+            seed=options.seed,
+            rank=dist.rank(),
+            world=dist.world_size(),
+            step=step,
+        )
+        return iter(
+            train_loader(
+                dataset,
+                sampler,
+                workers=config.data.workers,
+                pin_memory=device.type == "cuda",
+            )
+        )
+
+    def score(model: nn.Module) -> dict[str, Any]:
+        precision = "bf16" if options.precision == "bf16" else "fp32"
+        report = evaluate(
+            model,
+            layout,
+            config.data.val_split,
+            config,
+            device,
+            detailed=False,
+            precision=precision,
+        )
+        return report.as_dict()
+
+    return Feed(batches=batches, evaluate=score)
