@@ -17,6 +17,7 @@ COMMANDS = (
     "segtrain.config.commands",
     "segtrain.weights.commands",
     "segtrain.train.commands",
+    "segtrain.evaluation.commands",
     "segtrain.doctor",
 )
 # Import names of the packages that come with the extra `seg`.

@@ -154,6 +154,7 @@ def _try_to_lock(file: BinaryIO) -> bool:
 
 
 def _unlock(file: BinaryIO) -> None:
+    """Let go at once: closing would not while a forked worker has the file open."""
     if os.name == "nt":
         import msvcrt
 

@@ -9,6 +9,7 @@ import pytest
 from segtrain.cli import build_parser, main
 from segtrain.data.synthetic import FORMATS
 from segtrain.errors import Interrupted, UserError
+from tests.segtrain.config_files import SMALL, write
 
 
 def synth(*arguments):
@@ -196,17 +197,22 @@ def test_words_that_no_command_takes(capsys, arguments):
     assert capsys.readouterr().err.count("\n") == 1
 
 
-def test_a_reader_that_has_had_enough_is_no_error():
-    read, write = os.pipe()
-    os.close(read)
+@pytest.mark.parametrize("arguments", [["schema"], ["diff", "FILE", "FILE"]])
+def test_a_reader_that_has_had_enough_is_no_error(tmp_path, arguments):
+    file = str(write(tmp_path / "x.yaml", SMALL))
+    arguments = [file if word == "FILE" else word for word in arguments]
+    buffered = {key: value for key, value in os.environ.items() if key != "PYTHONUNBUFFERED"}
+    reader, writer = os.pipe()
+    os.close(reader)
     done = subprocess.run(
-        [sys.executable, "-m", "segtrain", "config", "schema"],
-        stdout=write,
+        [sys.executable, "-m", "segtrain", "config", *arguments],
+        env=buffered,
+        stdout=writer,
         stderr=subprocess.PIPE,
         text=True,
         check=False,
     )
-    os.close(write)
+    os.close(writer)
     assert (done.returncode, done.stderr) == (0, "")
 
 

@@ -78,7 +78,8 @@ def test_lists_and_palettes_are_replaced_not_joined(tmp_path):
 
 def test_circle_of_bases(tmp_path):
     write(tmp_path / "a.yaml", {"_base_": "b.yaml"})
-    write(tmp_path / "b.yaml", {"_base_": "./a.yaml"})
+    (tmp_path / "sub").mkdir()
+    write(tmp_path / "b.yaml", {"_base_": "sub/../a.yaml"})
     text = message(tmp_path / "a.yaml")
     assert "a.yaml: _base_ goes in a circle: " in text
     assert text.count(" -> ") == 2

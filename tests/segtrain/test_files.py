@@ -79,6 +79,7 @@ HOLD = (
 
 @pytest.fixture
 def holder(tmp_path):
+    (tmp_path / ".lock").write_text("process 1 on a machine with a long name that held it before\n")
     process = subprocess.Popen(
         [sys.executable, "-c", HOLD, str(tmp_path)],
         stdin=subprocess.PIPE,
@@ -123,3 +124,19 @@ def test_the_lock_is_free_after_use_and_after_an_error(tmp_path):
 def test_the_same_process_cannot_hold_it_twice(tmp_path):
     with run_lock(tmp_path), pytest.raises(UserError, match=f"process {os.getpid()} on "):
         hold(tmp_path)
+
+
+def test_the_lock_is_free_though_a_worker_has_its_file_open(tmp_path, monkeypatch):
+    fcntl = pytest.importorskip("fcntl")
+    flock, copies = fcntl.flock, []
+
+    def flock_and_fork(handle, operation):
+        copies.append(os.dup(handle))  # what a forked process has
+        flock(handle, operation)
+
+    monkeypatch.setattr(fcntl, "flock", flock_and_fork)
+    hold(tmp_path)
+    monkeypatch.undo()
+    hold(tmp_path)
+    for handle in copies:
+        os.close(handle)
