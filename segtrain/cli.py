@@ -27,6 +27,7 @@ _EPILOG = """examples:
   segtrain doctor
   segtrain data synth --out scenes --format folder --num 200 --seed 0
   segtrain config show my.yaml optim.lr=1e-3
+  segtrain train --config my.yaml optim.lr=1e-3
 
 exit codes: 0 done, 2 something you can mend, 75 interrupted after saving (run it again),
 130 interrupted
@@ -59,9 +60,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
     for module in COMMANDS:
-        loaded = import_module(module)
-        add = getattr(loaded, "add_commands", None) or loaded.add_data_commands
-        add(commands)
+        import_module(module).add_commands(commands)
     return parser
 
 
