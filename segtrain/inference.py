@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from ctxops.resize import resize_bilinear
+from segtrain.data.transforms import target_size
 from segtrain.errors import UserError
 from segtrain.models.backbones import NORMALISATIONS
 
@@ -45,23 +46,6 @@ def window_starts(size: int, *, window: int, stride: int) -> list[int]:
             f"stride {stride}, window {window}, size {size}; lower the stride or enlarge the image"
         )
     return [*range(0, size - window, stride), size - window]
-
-
-def size_in_box(size: Sequence[int], box: Sequence[int], *, ratio: float = 1.0) -> tuple[int, int]:
-    """Size of a keep-ratio resize: as large as two limits allow.
-
-    Args:
-        size: (H, W).
-        box: Most pixels of the long and of the short side at ratio 1.
-        ratio: Multiplies both limits.
-
-    Returns:
-        (h, w), rounded to the nearest, at least 1.
-    """
-    long, short = int(box[0] * ratio), int(box[1] * ratio)
-    factor = min(long / max(size), short / min(size))
-    height, width = (max(1, int(side * factor + 0.5)) for side in size)
-    return height, width
 
 
 def at_least(size: Sequence[int], window: int) -> tuple[int, int]:
@@ -262,7 +246,7 @@ class Inferencer:
         pixels = torch.tensor(image, device=self.device).permute(2, 0, 1).float() / 255
         normalised = (pixels - self._mean) / self._std  # [3, H, W]
         for ratio in self.ratios:
-            size = size_in_box(image.shape[:2], self.base_size or _own_box(image), ratio=ratio)
+            size = target_size(image.shape[:2], self.base_size or _own_box(image), ratio)
             view = resize_bilinear(normalised[None], size, align_corners=False)[0]
             for mirrored in (False, True)[: 1 + self.flip]:
                 yield self.view_logits(view.flip(2) if mirrored else view), mirrored

@@ -16,7 +16,7 @@ from ctxops.segmenter import MaskTransformer, Segmenter
 from ctxops.vit import VisionTransformer
 from segtrain import inference
 from segtrain.errors import UserError
-from segtrain.inference import Inferencer, at_least, resized_rows, size_in_box, window_starts
+from segtrain.inference import Inferencer, at_least, resized_rows, window_starts
 from tests.shared_data import SHARED, needs_shared
 
 GOLDENS = SHARED / "goldens" / "dev"
@@ -103,22 +103,7 @@ def test_a_view_below_the_window_is_enlarged():
     assert found.shape == (CLASSES, 16, 64)
 
 
-# ---- sizes -----------------------------------------------------------------------------------
-@pytest.mark.parametrize(
-    ("size", "box", "ratio", "expected"),
-    [
-        ((1024, 2048), (2048, 1024), 1.0, (1024, 2048)),
-        ((480, 640), (2048, 512), 1.0, (512, 683)),
-        ((640, 480), (2048, 512), 1.5, (1024, 768)),
-        ((100, 1000), (2048, 512), 1.0, (205, 2048)),  # the long side binds
-        ((375, 500), (4160, 520), 0.75, (390, 520)),
-        ((1, 1000), (500, 500), 1.0, (1, 500)),
-    ],
-)
-def test_size_keeps_the_ratio_inside_the_box(size, box, ratio, expected):
-    assert size_in_box(size, box, ratio=ratio) == expected
-
-
+# ---- stripes ------------------------------------------------------------------------------------
 @pytest.mark.parametrize("source", [(9, 14), (40, 33), (1, 1), (20, 27)])
 @pytest.mark.parametrize("size", [(20, 27), (9, 14), (1, 5)])
 def test_stripes_equal_the_whole_resize(source, size):
