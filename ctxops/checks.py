@@ -22,22 +22,9 @@ def check_map(x: Tensor, name: str, *, channels: int | None = None) -> None:
         TypeError: If `x` is not a floating point tensor.
         ValueError: If `x` has not four axes, is empty, or C differs from `channels`.
     """
-    if not isinstance(x, Tensor):
-        raise TypeError(f"{name}: expected a tensor [B, C, H, W], got {type(x).__name__}")
-    if not x.is_floating_point():
-        raise TypeError(
-            f"{name}: expected a floating point map, got {x.dtype}; call .float() first"
-        )
-    if x.dim() != 4 or x.numel() == 0:
-        raise ValueError(
-            f"{name}: expected a non-empty map [B, C, H, W], got shape {tuple(x.shape)}; "
-            "a single image needs a batch axis: x[None]"
-        )
-    if channels is not None and x.shape[1] != channels:
-        raise ValueError(
-            f"{name}: expected {channels} channels, got {x.shape[1]} (shape {tuple(x.shape)}); "
-            "build the module for this width or pass the map it was built for"
-        )
+    _check_features(
+        x, name, "a {} map", "[B, C, H, W]", channels, "a single image needs a batch axis: x[None]"
+    )
 
 
 def check_neighbours(finer: Tensor, coarser: Tensor, names: str) -> None:
@@ -146,21 +133,29 @@ def check_tokens(x: Tensor, name: str, *, channels: int | None = None) -> None:
         TypeError: If `x` is not a floating point tensor.
         ValueError: If `x` has not three axes, is empty, or C differs from `channels`.
     """
+    hint = "a map becomes tokens by x.flatten(2).transpose(1, 2)"
+    _check_features(x, name, "{} tokens", "[B, N, C]", channels, hint)
+
+
+def _check_features(
+    x: Tensor, name: str, kind: str, axes: str, channels: int | None, hint: str
+) -> None:
+    """What maps and tokens have in common: `kind` with room for an adjective, `axes` by letter."""
+    letters = axes.strip("[]").split(", ")
     if not isinstance(x, Tensor):
-        raise TypeError(f"{name}: expected a tensor [B, N, C], got {type(x).__name__}")
+        raise TypeError(f"{name}: expected a tensor {axes}, got {type(x).__name__}")
     if not x.is_floating_point():
-        raise TypeError(
-            f"{name}: expected floating point tokens, got {x.dtype}; call .float() first"
-        )
-    if x.dim() != 3 or x.numel() == 0:
+        wanted = kind.format("floating point")
+        raise TypeError(f"{name}: expected {wanted}, got {x.dtype}; call .float() first")
+    shape = tuple(x.shape)
+    if x.dim() != len(letters) or x.numel() == 0:
+        wanted = kind.format("non-empty")
+        raise ValueError(f"{name}: expected {wanted} {axes}, got shape {shape}; {hint}")
+    width = x.shape[letters.index("C")]
+    if channels is not None and width != channels:
         raise ValueError(
-            f"{name}: expected non-empty tokens [B, N, C], got shape {tuple(x.shape)}; "
-            "a map becomes tokens by x.flatten(2).transpose(1, 2)"
-        )
-    if channels is not None and x.shape[2] != channels:
-        raise ValueError(
-            f"{name}: expected {channels} channels, got {x.shape[2]} (shape {tuple(x.shape)}); "
-            "build the module for this width or pass the tokens it was built for"
+            f"{name}: expected {channels} channels, got {width} (shape {shape}); "
+            f"build the module for this width or pass the {kind.split()[-1]} it was built for"
         )
 
 
