@@ -10,6 +10,7 @@ import signal
 from collections.abc import Callable, Iterator, Sequence
 from functools import lru_cache
 from itertools import count
+from types import FrameType
 from typing import Any
 
 import cv2
@@ -234,7 +235,13 @@ def _collate(items: list[Any]) -> Any:
 
 
 def _start_worker(worker: int) -> None:
-    """Workers share the cores, and leave interrupts to the process that started them."""
+    """Workers share the cores, and leave signals to the process that started them."""
     torch.set_num_threads(1)
     cv2.setNumThreads(0)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, _end_next_time)
+
+
+def _end_next_time(number: int, frame: FrameType | None) -> None:
+    """Schedulers tell all processes of a run to end; the trainer saves before it ends these."""
+    signal.signal(number, signal.SIG_DFL)

@@ -13,10 +13,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from safetensors.torch import save
 from torch import Tensor, nn
 
 from segtrain.errors import UserError
-from segtrain.files import replacing
+from segtrain.files import replacing, write_bytes
 
 if TYPE_CHECKING:
     from segtrain.config.schema import RunConfig
@@ -76,12 +77,10 @@ def save_weights(path: Path, weights: Mapping[str, Tensor], text: Mapping[str, s
         weights: By name.
         text: Fields.
     """
-    from safetensors.torch import save_file
-
     # Views and channels-last layouts are no plain blocks of memory.
     plain = {name: value.detach().cpu().clone().contiguous() for name, value in weights.items()}
-    with replacing(path) as partial:
-        save_file(plain, partial, metadata={"format": "pt", **text})
+    # The library itself would make a file that nobody else may read.
+    write_bytes(path, save(plain, metadata={"format": "pt", **text}))
 
 
 def load_checkpoint(folder: Path) -> dict[str, Any]:

@@ -8,12 +8,14 @@ from torch import nn
 
 from segtrain import dist
 from segtrain.config.schema import RunConfig
+from segtrain.data.check import check_config
 from segtrain.data.dataset import SegDataset, build_train_transform
 from segtrain.data.datasets import Layout, build_layout
 from segtrain.data.loader import EpochSampler, train_loader
 from segtrain.evaluation.evaluate import evaluate
 from segtrain.models import build_model
 from segtrain.train.feed import Batch, Feed
+from segtrain.train.progress import counter
 from segtrain.train.start import Parts
 from segtrain.train.state import micro_batch
 from segtrain.weights.load import initial_weights
@@ -35,8 +37,10 @@ def build_parts(config: RunConfig, device: torch.device, restoring: bool) -> Par
     """
     layout = build_layout(config.data)
     layout.samples(config.data.val_split)  # a missing one shall not come to light hours later
+    notes = [] if restoring else check_data(config)
     model = build_model(config.model, len(layout.classes), image_size=config.data.crop)
-    notes = [] if restoring else initial_weights(model, config)
+    if not restoring:
+        notes += initial_weights(model, config)
     dataset = SegDataset(
         layout,
         config.data.train_split,
@@ -49,6 +53,24 @@ def build_parts(config: RunConfig, device: torch.device, restoring: bool) -> Par
         images=len(dataset),
         notes=notes,
     )
+
+
+def check_data(config: RunConfig) -> list[str]:
+    """Look through the data as `data.check` says, in the main process for all.
+
+    Args:
+        config: Of the run.
+
+    Returns:
+        What the user should know, a line each.
+
+    Raises:
+        UserError: If anything would stop the run, or train it on nonsense.
+    """
+    if not dist.is_main():
+        return []
+    reports = check_config(config.data, progress=counter("checking the data"))
+    return [f"data, {report.split}: {note}" for report in reports for note in report.notes]
 
 
 def build_feed(

@@ -2,7 +2,7 @@
 
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from types import TracebackType
 from typing import Any, Self, TextIO
 
@@ -91,6 +91,31 @@ class Progress:
         return f"{duration(seconds)} left"
 
 
+def counter(text: str, *, stream: TextIO | None = None) -> Callable[[int, int], None]:
+    """Say how far something is that comes before training.
+
+    Args:
+        text: What it is.
+        stream: Where to write; None is stderr.
+
+    Returns:
+        A function of (done, total): one line that counts up on a terminal, else a line every so
+        often.
+    """
+    stream = stream or sys.stderr
+    said = time.monotonic()
+
+    def show(done: int, total: int) -> None:
+        nonlocal said
+        if stream.isatty():
+            print(f"\r{text} {done}/{total}", end="\n" * (done == total), file=stream, flush=True)
+        elif time.monotonic() - said >= _PLAIN_SECONDS:
+            said = time.monotonic()
+            print(f"{text} {done}/{total}", file=stream, flush=True)
+
+    return show
+
+
 def numbers(record: Mapping[str, Any]) -> str:
     """The numbers of a record in one short text.
 
@@ -100,7 +125,9 @@ def numbers(record: Mapping[str, Any]) -> str:
     Returns:
         Such as "loss 1.234  lr 9.1e-04  23.4 img/s  812 MB".
     """
-    parts = [f"{key.removeprefix('loss_')} {record[key]:.4g}" for key in record if "loss" in key]
+    losses = [key for key in record if key.startswith("loss")]
+    shown = losses if len(losses) > 2 else losses[:1]  # a single term is the sum
+    parts = [f"{key.removeprefix('loss_')} {record[key]:.4g}" for key in shown]
     parts.append(f"lr {record['lr']:.2e}")
     parts.append(f"{record['images_per_second']:.1f} img/s")
     if record.get("memory_mb") is not None:

@@ -3,14 +3,13 @@ import os
 import signal
 import subprocess
 import sys
-import time
 
 import pytest
 import torch
 import yaml
 
 from segtrain.cli import main
-from segtrain.errors import REQUEUE, Interrupted, UserError
+from segtrain.errors import Interrupted, UserError
 from segtrain.files import run_lock
 from segtrain.train.checkpoint import load_checkpoint, newest_checkpoint
 from segtrain.train.journal import read_journal
@@ -298,29 +297,3 @@ def test_a_crash_while_saving_leaves_the_old_checkpoint(tmp_path, monkeypatch):
         train(run, build=build())
     assert load_checkpoint(tmp_path)["step"] == 2
     assert not list((tmp_path / "checkpoints").glob("*partial*"))
-
-
-def test_a_real_signal_ends_the_command_with_the_requeue_code(tmp_path):
-    code = (
-        "import sys; from pathlib import Path\n"
-        "from tests.segtrain.train_toys import build, config\n"
-        "from segtrain.train import start\n"
-        "from segtrain import cli\n"
-        f"run = config(Path({str(tmp_path)!r}), iters=10**6)\n"
-        "train = start.train\n"
-        "import segtrain.config.load as load; load.load_config = lambda *_: run\n"
-        "start.train = lambda run, build: train(run, build=globals()['build']())\n"
-        "sys.exit(cli.main(['train', '--config', 'x']))"
-    )
-    with subprocess.Popen(
-        [sys.executable, "-c", code], stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-    ) as process:
-        deadline = time.monotonic() + 60
-        while not (tmp_path / "log.jsonl").exists() and time.monotonic() < deadline:
-            time.sleep(0.05)
-        time.sleep(0.3)
-        process.terminate()
-        _, said = process.communicate(timeout=60)
-    assert process.returncode == REQUEUE, said
-    assert f"go on with: segtrain resume {tmp_path}" in said.splitlines()[-1]
-    assert load_checkpoint(tmp_path)["step"] > 0
