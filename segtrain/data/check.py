@@ -19,6 +19,7 @@ from segtrain.errors import UserError
 from segtrain.wording import first_of, plural
 
 Progress = Callable[[int, int], None]
+_LOSSY = (".jpg", ".jpeg")
 
 
 @dataclass(frozen=True)
@@ -26,7 +27,8 @@ class Finding:
     """One kind of problem.
 
     Attributes:
-        kind: "unreadable", "size", "channels", "values", "unpaired", "suspicious" or "overlap".
+        kind: "unreadable", "size", "lossy", "channels", "values", "unpaired", "suspicious" or
+            "overlap".
         text: One line.
         files: Every file that has it.
     """
@@ -182,6 +184,7 @@ def check_samples(
     report.sizes = Counter(f.image_size for f in facts if f.image_size)
     _unreadable(report, facts)
     _sizes(report, facts)
+    _lossy(report, facts)
     _channels(report, layout, facts)
     _values(report, layout, facts)
     _unpaired(report, layout, samples)
@@ -205,6 +208,13 @@ def _sizes(report: SplitReport, facts: Sequence[FileFacts]) -> None:
         shown = [f"{f.sample.label}: {_by(f.label_size)} for {_by(f.image_size)}" for f in odd]
         text = f"{plural(len(odd), 'label map')} of another size than the image: {first_of(shown)}"
         report.errors.append(_finding("size", f"{text}; write them at the image's size", odd))
+
+
+def _lossy(report: SplitReport, facts: Sequence[FileFacts]) -> None:
+    odd = [f for f in facts if f.sample.label and f.sample.label.suffix.lower() in _LOSSY]
+    if odd:
+        text = f"{plural(len(odd), 'label map')} saved as JPEG, which changes values: {_names(odd)}"
+        report.errors.append(_finding("lossy", f"{text}; write them again as PNG", odd))
 
 
 def _channels(report: SplitReport, layout: Layout, facts: Sequence[FileFacts]) -> None:
@@ -292,8 +302,6 @@ def _evidence(layout: Layout, facts: Sequence[FileFacts]) -> Evidence:
     return Evidence(
         values=_presence(facts),
         colours=facts[0].colours,
-        files=len(facts),
-        suffixes=frozenset(f.sample.label.suffix.lower() for f in facts if f.sample.label),
         num_classes=len(layout.classes),
         names=layout.classes.names,
     )

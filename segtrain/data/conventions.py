@@ -8,7 +8,6 @@ from segtrain.data.labels import Colour, ValueEncoding, distinct_colours, ranges
 
 _MANY = 256  # a label map with more values is a photograph, depth or instance map
 _VOC_VALUES = 255
-_MASK_SUFFIXES = (".jpg", ".jpeg", ".webp")
 
 
 @dataclass(frozen=True)
@@ -18,16 +17,12 @@ class Evidence:
     Attributes:
         values: Value, or packed colour, -> number of files that hold it.
         colours: Whether the values are packed colours.
-        files: Number of label maps.
-        suffixes: Endings of their names, lower case.
         num_classes: K of the configuration.
         names: Names of the classes.
     """
 
     values: Mapping[int, int]
     colours: bool
-    files: int
-    suffixes: frozenset[str]
     num_classes: int
     names: tuple[str, ...]
 
@@ -88,10 +83,7 @@ def suspicions(layout: Layout, values: Mapping[int, int]) -> list[Guess]:
 
 
 def _photograph(e: Evidence) -> Iterator[Guess]:
-    lossy = sorted(e.suffixes & set(_MASK_SUFFIXES))
-    if lossy:
-        yield Guess(f"{'/'.join(lossy)} files change values; write the masks again as PNG")
-    elif e.colours and len(e.values) > _MANY:
+    if len(e.values) > _MANY:
         yield Guess("hundreds of colours: photographs, or masks that were resized smoothly")
 
 
@@ -235,7 +227,6 @@ _COLOUR_RULES: Sequence[Rule] = (
     _any_colours,
 )
 _VALUE_RULES: Sequence[Rule] = (
-    _photograph,
     _instance_ids,
     _binary,
     _anti_aliased,

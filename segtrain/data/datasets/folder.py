@@ -45,12 +45,12 @@ def layout(root: Path, config: FolderConfig) -> Layout:
         UserError: If the classes are missing or contradict mapping, palette or binary.
     """
     names = class_names(root, config)
-    palette = config.palette and [config.palette[n] for n in names if n in config.palette]
+    encoding = build_encoding(names, config)
     return Layout(
         name="folder",
         root=root,
-        classes=class_set(names, palette),
-        encoding=build_encoding(names, config),
+        classes=class_set(names, config.palette and [config.palette[n] for n in names]),
+        encoding=encoding,
         list_split=partial(list_split, images=config.images, masks=config.masks),
         splits=_splits(root, config.images),
         one_to_one=not list(root.glob("*.txt")) or (root / config.masks / "train").is_dir(),
