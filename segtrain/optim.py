@@ -147,13 +147,13 @@ def build_schedule(config: "ScheduleConfig", *, base_lr: float, iters: int) -> S
         iters: T.
 
     Returns:
-        The schedule. `poly` and `cosine` end at `min_lr` exactly; `step` does not fall below it.
+        The schedule. `poly` and `cosine` end at `min_lr` exactly.
     """
     floor = config.min_lr
     curves: dict[str, Callable[[int], float]] = {
         "poly": lambda t: _between(floor, base_lr, (1 - t / iters) ** config.power),
         "cosine": lambda t: _between(floor, base_lr, (1 + math.cos(math.pi * t / iters)) / 2),
-        "step": lambda t: max(floor, base_lr * config.gamma ** sum(t >= s for s in config.steps)),
+        "step": lambda t: base_lr * config.gamma ** sum(t >= s for s in config.steps),
         "constant": lambda t: base_lr,
     }
     return Schedule(

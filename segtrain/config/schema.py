@@ -45,7 +45,7 @@ class LossConfig(Section):
     """A pixel is hard below this probability of its true class."""
 
     ohem_min_kept: Count = 10000
-    """Hard pixels to keep at least, of one micro batch."""
+    """Hard pixels to keep at least, of the global batch; each micro batch keeps its share."""
 
     aux_weight: NotNegative = 0.4
     """Weight of the auxiliary losses of models that have them."""
@@ -73,7 +73,7 @@ class OptimConfig(Section):
     """Weight decay."""
 
     norm_weight_decay: NotNegative | None = None
-    """Weight decay of normalisation layers; null takes `weight_decay`."""
+    """Weight decay of norms, biases, positions and tokens; null is 0."""
 
     backbone_lr_factor: NotNegative = 1.0
     """Learning rate of the encoder, as a multiple of `lr`."""

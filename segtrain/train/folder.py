@@ -56,7 +56,8 @@ def start_folder(folder: Path, config: RunConfig, *, device: torch.device) -> No
         config: Of the run.
         device: Of this process.
     """
-    (folder / JOURNAL_NAME).unlink(missing_ok=True)
+    for name in (JOURNAL_NAME, RESULTS_NAME):  # of a run that died before its first checkpoint
+        (folder / name).unlink(missing_ok=True)
     write_text(folder / CONFIG_NAME, dump_yaml(config))
     write_text(folder / "environment.txt", environment(device))
 

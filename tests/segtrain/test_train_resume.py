@@ -204,7 +204,10 @@ def test_a_run_that_died_before_its_first_checkpoint_may_start_again(tmp_path):
 
     with pytest.raises(UserError, match="no such data"):
         train(config(tmp_path), build=fails)
-    train(config(tmp_path), build=build())
+    (tmp_path / "results.json").write_text('{"step": 4, "best": {"step": 4, "miou": 1.0}}')
+    (tmp_path / "log.jsonl").write_text('{"event": "train", "step": 3}\n')
+    assert train(config(tmp_path), build=build())["best"]["miou"] < 1
+    assert len(list(read_journal(tmp_path / "log.jsonl"))) == 7  # start, 4 updates, save, evaluate
 
 
 def test_a_folder_in_use_is_refused(tmp_path):
