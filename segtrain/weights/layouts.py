@@ -104,7 +104,7 @@ def to_segmenter(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """
     layout = layout_of(tensors)
     if layout == MMSEGMENTATION:
-        renamed = _renamed(tensors, _pairs(reverse=False), source="MMSegmentation")
+        renamed = _renamed(tensors, _pairs(reverse=False), target="Segmenter")
         return {name: _turned(name, value, into_ours=True) for name, value in renamed.items()}
     kept = {name: value for name, value in tensors.items() if not _CLASSIFIERS.match(name)}
     if layout == TIMM:
@@ -131,7 +131,7 @@ def from_segmenter(tensors: Mapping[str, Tensor], layout: str) -> dict[str, Tens
     if layout == SEGMENTER:
         return dict(tensors)
     turned = {name: _turned(name, value, into_ours=False) for name, value in tensors.items()}
-    return _renamed(turned, _pairs(reverse=True), source="Segmenter")
+    return _renamed(turned, _pairs(reverse=True), target="MMSegmentation")
 
 
 def _turned(name: str, value: Tensor, *, into_ours: bool) -> Tensor:
@@ -164,7 +164,7 @@ def _renamed(
     tensors: Mapping[str, Tensor],
     pairs: list[tuple[re.Pattern[str], str]],
     *,
-    source: str,
+    target: str,
 ) -> dict[str, Tensor]:
     renamed, unknown = {}, []
     for name, value in tensors.items():
@@ -175,7 +175,7 @@ def _renamed(
             renamed[new] = value
     if unknown:
         raise UserError(
-            f"{source}: no counterpart of {first_of(unknown)}; only Segmenter with a linear or a "
-            "mask-transformer decoder can be translated"
+            f"{target} has no counterpart of {first_of(unknown)}; only a Segmenter with a linear "
+            "or a mask-transformer decoder, without distillation token, can be translated"
         )
     return renamed

@@ -278,12 +278,12 @@ def test_other_networks_are_refused():
 
 def test_other_heads_of_mmsegmentation_are_refused():
     theirs = {name: torch.zeros(shape) for name, shape in BACKBONE.items()}
-    with pytest.raises(UserError, match="no counterpart of decode_head.bn.weight"):
+    with pytest.raises(UserError, match="Segmenter has no counterpart of decode_head.bn.weight"):
         to_segmenter(theirs | {"decode_head.bn.weight": torch.zeros(8)})
 
 
 def test_mmsegmentation_has_no_distillation_token():
-    with pytest.raises(UserError, match="no counterpart of encoder.dist_token"):
+    with pytest.raises(UserError, match="MMSegmentation has no counterpart of encoder.dist_token"):
         from_segmenter(tiny(distilled=True).state_dict(), MMSEGMENTATION)
 
 
