@@ -164,7 +164,8 @@ class Inferencer:
                 logits = self.mean_probabilities(self._views(image), size)
             result = np.empty(size, np.uint8)
             for start, stop in self._stripes(logits, size):
-                part = resized_rows(logits, size, start, stop).argmax(dim=0)  # [r, W]
+                # The first maximum, as argmax; on a CPU in less than half of its time.
+                part = resized_rows(logits, size, start, stop).max(dim=0).indices  # [r, W]
                 result[start:stop] = part.to(torch.uint8).cpu().numpy()
             return result
 
@@ -258,12 +259,16 @@ class Inferencer:
         places = [(y, x) for y in rows for x in columns]
         total = torch.zeros((self.num_classes, height, width), device=self.device)
         for first in range(0, len(places), self.window_batch):
-            batch = places[first : first + self.window_batch]
-            cuts = [view[:, y : y + window, x : x + window] for y, x in batch]
-            for (y, x), logits in zip(batch, self._forward(torch.stack(cuts)), strict=True):
-                total[:, y : y + window, x : x + window] += logits
+            self._add_windows(total, view, places[first : first + self.window_batch])
         covers = [_cover(s, starts, window) for s, starts in ((height, rows), (width, columns))]
         return total.div_((covers[0][:, None] * covers[1]).to(self.device))
+
+    def _add_windows(self, total: Tensor, view: Tensor, places: list[tuple[int, int]]) -> None:
+        """One forward pass; its logits are gone before the next one."""
+        cuts = [(..., slice(y, y + self.window), slice(x, x + self.window)) for y, x in places]
+        windows = torch.stack([view[cut] for cut in cuts])
+        for cut, logits in zip(cuts, self._forward(windows), strict=True):
+            total[cut] += logits
 
     def _forward(self, images: Tensor) -> Tensor:
         enabled = self.precision == "bf16"

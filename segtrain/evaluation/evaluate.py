@@ -104,16 +104,32 @@ def evaluate(
     inferencer = build_inferencer(model, config, layout, device, precision=precision)
     samples = layout.samples(split)
     counts = Counts(len(layout.classes), detailed=detailed)
-    mine = samples[dist.rank() :: dist.world_size()]
-    for done, (sample, (image, label)) in enumerate(read_ahead(layout, mine), start=1):
-        counts.update(inferencer.labels(image), label, name=str(sample.label))
-        if progress is not None:
-            progress(done, len(mine))
+    try:
+        _count(counts, inferencer, layout, samples[dist.rank() :: dist.world_size()], progress)
+        problem = ""
+    except UserError as error:
+        problem = str(error)
+    # A process that stopped alone would leave the others waiting.
+    if problems := list(filter(None, dist.gather_objects(problem))):
+        raise UserError(problems[0])
     counts.all_reduce(device)
     report = counts.report(layout, split, inferencer, images=len(samples), statistic=statistic)
     if json_path is not None and dist.is_main():
         write_json(json_path, report.as_dict())
     return report
+
+
+def _count(
+    counts: "Counts",
+    inferencer: Inferencer,
+    layout: Layout,
+    samples: Sequence[Sample],
+    progress: Progress | None,
+) -> None:
+    for done, (sample, (image, label)) in enumerate(read_ahead(layout, samples), start=1):
+        counts.update(inferencer.labels(image), label, name=str(sample.label))
+        if progress is not None:
+            progress(done, len(samples))
 
 
 class Counts:
@@ -205,8 +221,8 @@ def read_ahead(
         image, label = read_image(sample.image), read_labels(layout, sample)
         if image.shape[:2] != label.shape:
             raise UserError(
-                f"{sample.image} has {image.shape[:2]} pixels, {sample.label} {label.shape}; "
-                "see: segtrain data check"
+                f"{sample.image} has {image.shape[:2]} pixels, {sample.label} {label.shape} "
+                "(height, width); see: segtrain data check"
             )
         return image, label
 

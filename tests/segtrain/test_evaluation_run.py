@@ -9,11 +9,11 @@ import torch.multiprocessing as mp
 from PIL import Image
 
 from segtrain.cli import main
-from segtrain.data.datasets import build_layout
+from segtrain.data.datasets import build_layout, named_layout
 from segtrain.data.reading import read_image, read_labels
 from segtrain.errors import UserError
 from segtrain.evaluation.confusion import ConfusionMatrix
-from segtrain.evaluation.evaluate import evaluate, read_ahead
+from segtrain.evaluation.evaluate import build_inferencer, evaluate, read_ahead
 from segtrain.evaluation.trained import choose_device, find_weights, load_trained
 from tests.segtrain.toy_runs import NAMES, config_of, write_folder, write_run
 
@@ -103,6 +103,28 @@ def test_two_processes_count_what_one_counts(run, tmp_path):
     expected = repr((report.scores, report.groups, report.boundary))
     assert (tmp_path / "0.txt").read_text() == (tmp_path / "1.txt").read_text() == expected
     assert json.loads((tmp_path / "result.json").read_text())["images"] == 3
+
+
+def _refuse(rank: int, world: int, run, folder) -> None:
+    import torch.distributed as dist
+
+    store = dist.FileStore(str(folder / "store"), world)
+    dist.init_process_group("gloo", store=store, rank=rank, world_size=world)
+    with pytest.raises(UserError, match="1.png has"):
+        report_of(run)
+    dist.destroy_process_group()
+
+
+def test_a_bad_file_stops_all_processes(run, tmp_path):
+    Image.new("L", (9, 9)).save(tmp_path / "data" / "masks" / "val" / "1.png")
+    mp.start_processes(_refuse, (2, run, tmp_path), nprocs=2, start_method="fork")
+
+
+def test_classes_that_a_mirror_swaps_reach_the_inference(run, tmp_path):
+    trained = load_trained(run)
+    layout = named_layout("lip", tmp_path)
+    tool = build_inferencer(trained.model, trained.config, layout, "cpu")
+    assert tool.flip_pairs == layout.flip_pairs == ((14, 15), (16, 17), (18, 19))
 
 
 def test_progress_counts_images(run):

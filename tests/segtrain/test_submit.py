@@ -22,6 +22,7 @@ from segtrain.evaluation.submission import submit_cityscapes
 from segtrain.evaluation.trained import load_trained
 from segtrain.submit import image_sizes, key_of, to_label_ids, violations
 from tests.segtrain.toy_runs import config_of, write_cityscapes, write_folder, write_run
+from tests.shared_data import SHARED, needs_shared
 
 KEYS = ("toy_000000_000019", "toy_000001_000019")
 SIZES = dict.fromkeys(KEYS, (32, 64))
@@ -221,6 +222,25 @@ def test_commands(run, root, results, tmp_path, capsys):
 def pairs_of(root, results):
     truths = sorted(root.glob("gtFine/val/toy/*_labelIds.png"))
     return dict(zip(truths, sorted(results.iterdir()), strict=True))
+
+
+@needs_shared
+def test_scores_of_a_real_frame_equal_the_official_ones(tmp_path):
+    layout = named_layout("cityscapes", SHARED / "data" / "panoptic" / "cityscapes_sample")
+    (sample,) = layout.samples("val")
+    labels = read_labels(layout, sample)
+    rng = np.random.default_rng(0)
+    wrong = (rng.random(labels.shape) < 0.2) | (labels == 255)
+    prediction = np.where(wrong, rng.integers(0, 19, labels.shape), labels).astype(np.uint8)
+    path = tmp_path / "a.png"
+    Image.fromarray(to_label_ids(prediction)).save(path)
+    matrix = ConfusionMatrix(19)
+    matrix.update(prediction, labels)
+    scores, official = matrix.scores(), cityscapes_official.pixel_scores({sample.label: path})
+    assert official["averageScoreClasses"] == pytest.approx(scores.miou, abs=1e-12)
+    found = [official["classScores"][name] for name in layout.classes.names]
+    assert np.allclose(found, scores.iou, rtol=0, atol=1e-12, equal_nan=True)
+    assert scores.num_void == np.count_nonzero(labels == 255) > 0
 
 
 def test_official_scores_leave_numpy_modules_and_folder_alone(root, results, monkeypatch):
