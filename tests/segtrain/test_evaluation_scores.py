@@ -175,6 +175,12 @@ def test_groups_are_ranked_by_size_ties_by_number():
     assert [g.miou for g in groups] == pytest.approx([0.3, 0.2, 0.55])
 
 
+def test_many_ties_stay_in_the_order_of_their_numbers():
+    groups = size_groups([5.0, 1.0] * 60, [0.5] * 120)
+    ranked = list(itertools.chain(*(g.classes for g in groups)))
+    assert ranked == [*range(1, 120, 2), *range(0, 120, 2)]
+
+
 def test_mean_of_three_full_groups_is_miou():
     sizes, matrix = ClassSizes(6), ConfusionMatrix(6)
     for prediction, label in maps():

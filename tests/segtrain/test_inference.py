@@ -36,8 +36,8 @@ class PixelModel(nn.Module):
     def forward(self, images):
         self.batches.append(len(images))
         height, width = images.shape[2:]
-        y = torch.linspace(-1, 1, height)[:, None].expand(height, width)
-        x = torch.linspace(-1, 1, width).expand(height, width)
+        y = torch.linspace(-1, 1, height, device=images.device)[:, None].expand(height, width)
+        x = torch.linspace(-1, 1, width, device=images.device).expand(height, width)
         places = torch.stack([y, x]).expand(len(images), 2, height, width)
         return {"logits": self.drop(self.conv(torch.cat([images, places], dim=1))).mul(4)}
 
@@ -203,6 +203,17 @@ def test_bf16_is_finite_and_close():
     exact, rough = (inferencer(precision=p).probabilities(image) for p in ("fp32", "bf16"))
     assert rough.dtype == torch.float32
     assert 0 < (exact - rough).abs().max() < 0.1
+
+
+@pytest.mark.gpu
+def test_a_gpu_gives_the_same_probabilities():
+    settings = {"ratios": (0.5, 1.5), "flip": True, "flip_pairs": [(1, 3)]}
+    image = image_of(30, 40)
+    expected = inferencer(PixelModel(), **settings).probabilities(image)
+    tool = inferencer(PixelModel().cuda(), device="cuda", **settings)
+    # Convolutions may run in TF32.
+    torch.testing.assert_close(tool.probabilities(image).cpu(), expected, rtol=0, atol=5e-3)
+    assert (tool.labels(image) == tool.probabilities(image).argmax(0).cpu().numpy()).all()
 
 
 # ---- golden ----------------------------------------------------------------------------------
