@@ -256,7 +256,7 @@ def normalise(image: Tensor, mean: Sequence[float], std: Sequence[float]) -> Ten
 
 def _varied(window: Tensor, cat_max_ratio: float) -> bool:
     counts = np.bincount(window.numpy().ravel(), minlength=256)[:IGNORE_INDEX]
-    return np.count_nonzero(counts) > 1 and bool(counts.max() < cat_max_ratio * counts.sum())
+    return bool((counts > 0).sum() > 1 and counts.max() < cat_max_ratio * counts.sum())
 
 
 def _contrast(pixels: NDArray[np.uint8], generator: torch.Generator) -> NDArray[np.uint8]:
@@ -280,7 +280,7 @@ def _saturation_and_hue(pixels: NDArray[np.uint8], generator: torch.Generator) -
 
 def _linear(values: NDArray[np.uint8], factor: float, offset: float) -> NDArray[np.uint8]:
     table = np.clip(np.arange(256) * factor + offset, 0, 255).astype(np.uint8)
-    return table[values]
+    return cv2.LUT(np.ascontiguousarray(values), table)
 
 
 def _uniform(low: float, high: float, generator: torch.Generator) -> float:

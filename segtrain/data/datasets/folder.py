@@ -46,10 +46,11 @@ def layout(root: Path, config: FolderConfig) -> Layout:
     """
     names = class_names(root, config)
     encoding = build_encoding(names, config)
+    colours = [config.palette[name] for name in names] if config.palette else None
     return Layout(
         name="folder",
         root=root,
-        classes=class_set(names, config.palette and [config.palette[n] for n in names]),
+        classes=class_set(names, colours),
         encoding=encoding,
         list_split=partial(list_split, images=config.images, masks=config.masks),
         splits=_splits(root, config.images),
