@@ -57,6 +57,13 @@ def test_check_of_a_configuration_as_json(root, tmp_path, capsys):
     assert error["files"] == [str(root / "masks/train/1.png")]
 
 
+def test_synthetic_scenes_are_sound(tmp_path, capsys):
+    out = tmp_path / "scenes"
+    assert data("synth", "--out", out, "--format", "folder", "--num", 4, "--size", 64) == 0
+    assert data("check", *folder(out)) == 0
+    assert "train: 3 images, fine" in capsys.readouterr().out
+
+
 def test_headers_only(root, capsys):
     save(root / "masks/train/0.png", [[77, 77, 77]])
     assert data("check", *folder(root), "--headers") == 0

@@ -198,6 +198,8 @@ class Script:
         ((True, True, False, False, False), (-20.7,), [0, 79, 179, 234]),
         ((False, True, True, False, False), (1.5,), [0, 150, 255, 255]),
         ((True, True, True, False, False), (20.0, 0.5), [10, 60, 110, 127]),
+        # contrast behind the others: its chance is the last to be drawn
+        ((True, False, False, False, True), (20.0, 0.5), [10, 60, 110, 127]),
         # grey has no saturation and no hue
         ((False, False, True, True, False), (1.5,), [0, 100, 200, 255]),
     ],
@@ -208,16 +210,22 @@ def test_brightness_and_contrast_on_bytes(monkeypatch, chances, uniforms, expect
     assert distort_colours(image, torch.Generator())[0, 0].tolist() == expected
 
 
-def test_hue_and_saturation_are_those_of_hsv(monkeypatch):
+@pytest.mark.parametrize("turn", [10, -18])
+def test_hue_and_saturation_are_those_of_hsv(monkeypatch, turn):
     rng = np.random.default_rng(1)
     pixels = rng.integers(40, 216, (3, 6, 6), np.uint8)
-    # no brightness, contrast last and off; saturation x 0.8, hue + 10 of 180
-    Script(monkeypatch, chances=(False, False, True, True, False), uniforms=(0.8,), integers=(28,))
+    # no brightness, contrast last and off; saturation x 0.8, hue + turn of 180
+    Script(
+        monkeypatch,
+        chances=(False, False, True, True, False),
+        uniforms=(0.8,),
+        integers=(18 + turn,),
+    )
     changed = distort_colours(torch.from_numpy(pixels), torch.Generator()).numpy()
     for y in range(6):
         for x in range(6):
             hue, saturation, value = colorsys.rgb_to_hsv(*(pixels[:, y, x] / 255))
-            expected = colorsys.hsv_to_rgb((hue + 10 / 180) % 1, saturation * 0.8, value)
+            expected = colorsys.hsv_to_rgb((hue + turn / 180) % 1, saturation * 0.8, value)
             # Hues of two degrees and saturations of a byte: a few values of rounding.
             assert np.abs(changed[:, y, x] - np.array(expected) * 255).max() <= 5
 
