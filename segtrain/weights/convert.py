@@ -148,7 +148,7 @@ def _config(
     file: WeightFile, layout: str, found: Architecture, said: Variant | None
 ) -> dict[str, dict[str, Any]]:
     if "config" in file.metadata:
-        return dict(json.loads(file.metadata["config"]))
+        return _stored_config(file)
     model = found.fields(num_heads=said.num_heads if said else None)
     if layout == MMSEGMENTATION:
         masked = found.decoder == "mask"
@@ -158,3 +158,14 @@ def _config(
         return {"model": model, "data": {"normalisation": normalisation}}
     model |= _OFFICIAL_MODEL | said.model
     return {"model": model, "data": dict(said.data), "eval": dict(said.eval)}
+
+
+def _stored_config(file: WeightFile) -> dict[str, dict[str, Any]]:
+    """What our files say of themselves."""
+    try:
+        content = json.loads(file.metadata["config"])
+    except ValueError:
+        content = None
+    if not isinstance(content, dict) or not all(isinstance(v, dict) for v in content.values()):
+        raise UserError(f"{file.path}: its text field config is no JSON of sections; write it anew")
+    return content

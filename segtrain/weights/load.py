@@ -104,7 +104,7 @@ def check_settings(model: SegmenterModel, found: Converted, source: str) -> None
     """
     has = _settings(model)
     wants: Mapping[str, Any] = found.config.get("model", {})
-    wrong = {k: wants[k] for k in has if k in wants and wants[k] != has[k]}
+    wrong = {k: wants[k] for k in has if wants.get(k) not in (None, has[k])}
     if wrong:
         values = ", ".join(f"{key}: {value}" for key, value in wrong.items())
         raise UserError(f"{source} was made with other settings; write in model: {values}")

@@ -301,3 +301,16 @@ def test_all_layouts_have_a_way_there_and_back():
 def test_build_model_is_strict_about_its_keywords():
     with pytest.raises(TypeError, match="image_size"):
         build_model(SegmenterConfig(name="segmenter", variant="Ti"), 3)
+
+
+@pytest.mark.parametrize("text", ["{", "[1]", '{"model": 3}', "model:\n  name: segmenter"])
+def test_settings_that_nobody_can_read_are_refused(text, tmp_path):
+    save_file(tiny().state_dict(), tmp_path / "w.safetensors", metadata={"config": text})
+    with pytest.raises(UserError, match="its text field config is no JSON of sections"):
+        understand(read_weights(tmp_path / "w.safetensors"))
+
+
+def test_a_setting_that_is_left_to_another_is_no_contradiction(tmp_path):
+    text = json.dumps({"model": {"layer_norm_eps": 1e-5, "decoder_layer_norm_eps": None}})
+    save_file(tiny().state_dict(), tmp_path / "w.safetensors", metadata={"config": text})
+    assert load_weights(tiny(), tmp_path / "w.safetensors").complete
