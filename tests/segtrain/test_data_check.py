@@ -253,6 +253,7 @@ def test_everything_wrong_with_files_is_listed(tmp_path):
     (root / "masks/train/1.png").unlink()
     save(root / "masks/train/2.png", np.zeros((4, 8)))
     (root / "masks/train/3.png").write_text("no picture")
+    (root / "README.txt").write_bytes(b"\xff notes")
     save(root / "masks/train/extra.png", np.zeros((8, 8)))
     report = checked(root)[0]
     assert kinds(report) == ["unreadable", "size", "unpaired"]
@@ -289,6 +290,7 @@ def test_an_image_of_both_splits(tmp_path):
         save(tmp_path / f"masks/{name}.png", np.zeros((2, 2)))
     (tmp_path / "train.txt").write_text("a\nb\n")
     (tmp_path / "val.txt").write_text("b\n")
+    save(tmp_path / "masks/unlisted.png", np.zeros((2, 2)))  # lists may leave out what they like
     train, val = checked(tmp_path, classes=["only"])
     assert train.errors == []
     assert kinds(val) == ["overlap"]

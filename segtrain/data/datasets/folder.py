@@ -54,7 +54,8 @@ def layout(root: Path, config: FolderConfig) -> Layout:
         encoding=encoding,
         list_split=partial(list_split, images=config.images, masks=config.masks),
         splits=_splits(root, config.images),
-        one_to_one=not list(root.glob("*.txt")) or (root / config.masks / "train").is_dir(),
+        # A list may well leave masks out.
+        one_to_one=not _lists(root, config.images),
     )
 
 
@@ -167,8 +168,20 @@ def _stem(name: str) -> str:
 
 def _splits(root: Path, images: str) -> tuple[str, ...]:
     folders = [p.name for p in (root / images).glob("*") if p.is_dir()]
-    lists = [p.stem for p in root.glob("*.txt") if p.name != "classes.txt"]
-    return tuple(sorted({*folders, *lists}))
+    return tuple(sorted({*folders, *_lists(root, images)}))
+
+
+def _lists(root: Path, images: str) -> list[str]:
+    """Splits that are text files which begin with the name of an image."""
+    return [path.stem for path in root.glob("*.txt") if _names_an_image(path, root / images)]
+
+
+def _names_an_image(path: Path, images: Path) -> bool:
+    try:
+        first = _stem(read_lines(path)[0])
+    except (UserError, IndexError):
+        return False  # somebody's notes
+    return any((images / f"{first}{suffix}").is_file() for suffix in IMAGE_SUFFIXES)
 
 
 def _colours(names: tuple[str, ...], palette: dict[str, tuple[int, int, int]]) -> ColourEncoding:
