@@ -60,9 +60,25 @@ def read_image(path: Path) -> NDArray[np.uint8]:
         UserError: If the file cannot be read, or has more than 8 bits.
     """
     with opened(path) as picture:
-        if picture.mode.startswith(("I", "F")):
-            raise UserError(f"{path}: expected 8 bits per channel, got mode {picture.mode}")
+        refuse_deep(picture, path)
         return np.array(picture if picture.mode == "RGB" else picture.convert("RGB"))
+
+
+def refuse_deep(picture: Image.Image, path: Path) -> None:
+    """Refuse an image that does not fit into bytes; converting it would clip.
+
+    Args:
+        picture: An image, opened.
+        path: Its file.
+
+    Raises:
+        UserError: If it has more than 8 bits per channel.
+    """
+    if picture.mode.startswith(("I", "F")):
+        raise UserError(
+            f"{path}: expected an image of 8 bits per channel, got mode {picture.mode}; "
+            "write it as 8-bit PNG or JPEG"
+        )
 
 
 def read_stored(path: Path, *, colours: bool = False) -> NDArray[np.integer]:

@@ -10,7 +10,7 @@ from PIL import Image
 
 from segtrain.data.datasets.layout import Layout, Sample
 from segtrain.data.labels import pack
-from segtrain.data.reading import opened
+from segtrain.data.reading import opened, refuse_deep
 from segtrain.errors import UserError
 
 _THREADS = 4  # decoding leaves the interpreter free
@@ -107,6 +107,7 @@ def _facts(layout: Layout, sample: Sample, decode: bool) -> FileFacts:
 
 def _image_size(path: Path, decode: bool) -> tuple[int, int]:
     with opened(path) as picture:
+        refuse_deep(picture, path)
         if decode:
             picture.load()
         return picture.size
@@ -114,7 +115,10 @@ def _image_size(path: Path, decode: bool) -> tuple[int, int]:
 
 def _read_label(facts: FileFacts, path: Path, wants_colours: bool, decode: bool) -> None:
     with opened(path) as picture:
-        facts.mode, facts.label_size = picture.mode, picture.size
+        facts.label_size = picture.size
+        if picture.mode == "F":
+            raise UserError(f"{path}: expected whole numbers, got mode F; write it as 8-bit PNG")
+        facts.mode = picture.mode
         has_channels = len(picture.getbands()) > 1
         facts.colours = has_channels or (wants_colours and picture.mode == "P")
         if decode:

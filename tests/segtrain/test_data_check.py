@@ -269,6 +269,17 @@ def test_everything_wrong_with_files_is_listed(tmp_path):
     assert checked(root)[1].errors == []
 
 
+def test_files_that_training_could_not_read_are_found_before(tmp_path):
+    root = folder_set(tmp_path, [np.zeros((2, 3))] * 2)
+    Image.fromarray(np.zeros((2, 3), np.uint16)).save(root / "images/train/0.png")
+    (root / "masks/train/1.png").unlink()
+    Image.fromarray(np.zeros((2, 3), np.float32)).save(root / "masks/train/1.tif")
+    for decode in (True, False):
+        (error,) = checked(root, decode=decode)[0].errors
+        assert "expected an image of 8 bits per channel, got mode I;16" in error.text
+        assert "1.tif: expected whole numbers, got mode F" in error.text
+
+
 def test_headers_see_sizes_but_not_values(tmp_path):
     root = folder_set(tmp_path, [[[0, 77]]])
     save(root / "masks/val/0.png", np.zeros((3, 3)))

@@ -371,7 +371,7 @@ def test_transparency_and_one_bit(tmp_path):
 def test_sixteen_bits_stay_sixteen_bits(tmp_path):
     Image.fromarray(np.array([[24001, 7]], np.uint16)).save(tmp_path / "ids.png")
     assert read_stored(tmp_path / "ids.png").tolist() == [[24001, 7]]
-    with pytest.raises(UserError, match="expected 8 bits per channel"):
+    with pytest.raises(UserError, match="expected an image of 8 bits per channel"):
         read_image(tmp_path / "ids.png")
 
 
