@@ -201,9 +201,10 @@ def run_show(args: argparse.Namespace) -> int:
     config = _data_config(args)
     layout = build_layout(config)
     transform = build_train_transform(config, layout) if args.augment else None
-    for split in _splits(args, config)[:1]:
-        written = show(layout, split, out=Path(args.out), num=args.num, transform=transform)
-        print(f"wrote {len(written)} pictures of {split} to {args.out}")
+    for split in args.split or [config.train_split]:
+        out = Path(args.out, split)
+        written = show(layout, split, out=out, num=args.num, transform=transform)
+        print(f"wrote {len(written)} pictures of {split} to {out}")
     return 0
 
 

@@ -87,7 +87,7 @@ def test_stats(root, capsys):
 def test_show_writes_pictures(tmp_path, capsys):
     source = ("--dataset", "camvid", "--root", DATA / "camvid", "--split", "val")
     assert data("show", *source, "--num", 2, "--augment", "--out", tmp_path / "out") == 0
-    files = sorted((tmp_path / "out").iterdir())
+    files = sorted((tmp_path / "out/val").iterdir())
     assert "wrote 2 pictures of val" in capsys.readouterr().out
     assert len(files) == 2
     picture = np.asarray(Image.open(files[0]))
