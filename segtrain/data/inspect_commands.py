@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from segtrain.config.data import DataConfig
+    from segtrain.config.schema import RunConfig
     from segtrain.data.check import SplitReport
 
     Commands = argparse._SubParsersAction[argparse.ArgumentParser]
@@ -138,7 +139,7 @@ def run_check(args: argparse.Namespace) -> int:
     from segtrain.data.check import check_layout
     from segtrain.data.datasets import build_layout
 
-    config = _data_config(args)
+    config = _run_config(args).data
     layout = build_layout(config)
     reports = check_layout(
         layout, _splits(args, config), decode=not args.headers, progress=_progress("checking")
@@ -166,7 +167,7 @@ def run_stats(args: argparse.Namespace) -> int:
     from segtrain.data.datasets import build_layout
     from segtrain.data.stats import pixel_statistics, statistics_json, statistics_lines
 
-    config = _data_config(args)
+    config = _run_config(args).data
     layout = build_layout(config)
     reports = check_layout(layout, _splits(args, config), progress=_progress("counting"))
     raise_errors(reports)
@@ -198,12 +199,15 @@ def run_show(args: argparse.Namespace) -> int:
     from segtrain.data.datasets import build_layout
     from segtrain.data.show import show
 
-    config = _data_config(args)
+    run = _run_config(args)
+    config = run.data
     layout = build_layout(config)
     transform = build_train_transform(config, layout) if args.augment else None
     for split in args.split or [config.train_split]:
         out = Path(args.out, split)
-        written = show(layout, split, out=out, num=args.num, transform=transform)
+        written = show(
+            layout, split, out=out, num=args.num, transform=transform, seed=run.train.seed
+        )
         print(f"wrote {len(written)} pictures of {split} to {out}")
     return 0
 
@@ -260,8 +264,8 @@ def _add_source(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def _data_config(args: argparse.Namespace) -> "DataConfig":
-    """The section `data` of a file, or of the data set on the command line."""
+def _run_config(args: argparse.Namespace) -> "RunConfig":
+    """A file, or a frame around the data set on the command line."""
     from pathlib import Path
     from tempfile import TemporaryDirectory
 
@@ -275,13 +279,13 @@ def _data_config(args: argparse.Namespace) -> "DataConfig":
             raise UserError(
                 f"expected one configuration, got {len(files)}; or --dataset and --root"
             )
-        return load_config(files[0], overrides).data
+        return load_config(files[0], overrides)
     if files or args.dataset is None or args.root is None:
         raise UserError("expected a configuration, or both --dataset and --root; not a mixture")
     with TemporaryDirectory() as folder:
         path = Path(folder, "command-line.yaml")
         path.write_text(_FRAME % (args.dataset, json.dumps(args.root)), encoding="utf-8")
-        return load_config(path, overrides).data
+        return load_config(path, overrides)
 
 
 def _splits(args: argparse.Namespace, config: "DataConfig") -> list[str]:

@@ -197,7 +197,9 @@ def test_guesses_mend_what_they_explain(tmp_path, mask, classes, text):
     report = checked(root, ignore=[])[0]
     assert kinds(report) == ["values"]
     assert text in report.guesses[0].text
-    assert mended(report, root)[0].errors == []
+    again = mended(report, root)[0]
+    assert again.errors == []
+    assert again.presence == [1] * len(classes)
 
 
 @pytest.mark.parametrize(

@@ -5,6 +5,7 @@ import pytest
 from PIL import Image
 
 from segtrain.cli import main
+from segtrain.data.dataset import generator_of
 from segtrain.data.datasets import context
 from segtrain.data.inspect_commands import _DATASETS
 from tests.segtrain.data_samples import DATA, folder_set, needs_data, save
@@ -175,3 +176,19 @@ def test_help_has_examples(command, capsys):
         data(command, "--help")
     assert stop.value.code == 0
     assert "examples:" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("seed", [0, 5])
+def test_show_draws_the_crops_of_training(root, tmp_path, monkeypatch, seed):
+    from segtrain.data import show
+
+    drawn = []
+
+    def recorded(*numbers):
+        drawn.append(numbers)
+        return generator_of(*numbers)
+
+    monkeypatch.setattr(show, "generator_of", recorded)
+    options = ("--num", 1, "--augment", "--out", tmp_path / "out", f"train.seed={seed}")
+    assert data("show", *folder(root), *options) == 0
+    assert drawn == [(seed, 0, 0), (seed, 1, 0)]
