@@ -314,3 +314,16 @@ def test_a_setting_that_is_left_to_another_is_no_contradiction(tmp_path):
     text = json.dumps({"model": {"layer_norm_eps": 1e-5, "decoder_layer_norm_eps": None}})
     save_file(tiny().state_dict(), tmp_path / "w.safetensors", metadata={"config": text})
     assert load_weights(tiny(), tmp_path / "w.safetensors").complete
+
+
+def test_who_trains_on_squares_only(tmp_path):
+    """Of the authors' and timm's files the grid is known, of others only where they say it."""
+    state = tiny(image_size=(16, 16)).state_dict()
+    for layout, grid in ((TIMM, (4, 4)), (MMSEGMENTATION, None), (SEGMENTER, None)):
+        tensors = {k: v.contiguous() for k, v in from_segmenter(state, layout).items()}
+        save_file(tensors, tmp_path / "w.safetensors")
+        assert understand(read_weights(tmp_path / "w.safetensors")).grid == grid
+    torch.save({"model": state}, tmp_path / "checkpoint.pth")
+    said = VARIANT.replace("n_cls: 150", "n_cls: 5").replace("n_heads: 12", "n_heads: 2")
+    (tmp_path / "variant.yml").write_text(said)
+    assert understand(read_weights(tmp_path / "checkpoint.pth")).grid == (4, 4)
