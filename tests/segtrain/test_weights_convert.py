@@ -316,7 +316,7 @@ def test_a_setting_that_is_left_to_another_is_no_contradiction(tmp_path):
     assert load_weights(tiny(), tmp_path / "w.safetensors").complete
 
 
-def test_who_trains_on_squares_only(tmp_path):
+def test_what_no_tensor_of_the_authors_tells(tmp_path):
     """Of the authors' and timm's files the grid is known, of others only where they say it."""
     state = tiny(image_size=(16, 16)).state_dict()
     for layout, grid in ((TIMM, (4, 4)), (MMSEGMENTATION, None), (SEGMENTER, None)):
@@ -326,4 +326,6 @@ def test_who_trains_on_squares_only(tmp_path):
     torch.save({"model": state}, tmp_path / "checkpoint.pth")
     said = VARIANT.replace("n_cls: 150", "n_cls: 5").replace("n_heads: 12", "n_heads: 2")
     (tmp_path / "variant.yml").write_text(said)
-    assert understand(read_weights(tmp_path / "checkpoint.pth")).grid == (4, 4)
+    found = understand(read_weights(tmp_path / "checkpoint.pth"))
+    assert found.grid == (4, 4)
+    assert found.config["model"]["layer_norm_eps"] == 1e-5
