@@ -11,9 +11,11 @@ import yaml
 from segtrain.cli import main
 from segtrain.errors import Interrupted, UserError
 from segtrain.files import run_lock
+from segtrain.optim import build_optimizer
 from segtrain.train.checkpoint import load_checkpoint, newest_checkpoint
 from segtrain.train.journal import read_journal
 from segtrain.train.start import Parts, resume, train
+from segtrain.train.state import TrainingState
 from tests.segtrain.train_toys import (
     IMAGES,
     ToyImages,
@@ -118,6 +120,20 @@ def test_resume_is_exact_with_two_workers(tmp_path):
         train(halves, build=lambda *_: Parts(model=Stopping(), feed=feed(halves), images=IMAGES))
     resume(tmp_path / "halves", build=build())
     assert_equal_trees(whole_state(tmp_path / "straight"), whole_state(tmp_path / "halves"))
+
+
+def test_scale_of_the_loss_is_restored(tmp_path):
+    """Only fp16 scales, on a GPU; the scaler itself works anywhere."""
+
+    def state(scale):
+        model = ToyModel()
+        optimizer = build_optimizer(model, config(tmp_path).optim)
+        scaler = torch.amp.GradScaler("cpu", init_scale=scale)
+        return TrainingState(model=model, forward=model, optimizer=optimizer, scaler=scaler)
+
+    restored = state(2.0)
+    restored.load_state_dict(state(8.0).state_dict())
+    assert restored.scaler.get_scale() == 8.0
 
 
 def test_dropout_would_differ_without_the_generators(tmp_path):
