@@ -9,7 +9,6 @@ from torch import Tensor
 
 from segtrain.config.schema import RunConfig, SegmenterConfig
 from segtrain.errors import UserError
-from segtrain.models.backbones import backbone_of
 from segtrain.models.segmenter import SegmenterModel
 from segtrain.weights.convert import Converted, understand
 from segtrain.weights.fit import Fit, load_into
@@ -81,7 +80,6 @@ def load_encoder(model: SegmenterModel, config: SegmenterConfig) -> list[str]:
     """
     name = config.pretrained
     assert name is not None, "called without pretrained weights"
-    backbone_of(config)  # a name of the table must fit the model before anything is fetched
     if Path(name).is_file() or Path(name).suffix in SUFFIXES:
         file = read_weights(name)
     else:
