@@ -162,11 +162,18 @@ def test_pooled_keys_and_values_are_counted_at_their_size():
 
 
 def test_the_form_of_the_attention_does_not_change_the_count():
-    one, two = (
-        analyze(tiny.config(FPT, "MODEL.FPT.IMPL", form), width=64, height=64)
-        for form in ("auto", "sdpa")
-    )
-    assert one == two
+    name = "fpt/mask_rcnn_fpt_instant.yaml"
+    plain = counted(name, height=64, width=64)["neck"]
+    for form in ("auto", "sdpa", "naive"):
+        assert (
+            analyze(tiny.config(name, "MODEL.FPT.IMPL", form), width=64, height=64)["neck"] == plain
+        )
+
+
+def test_counting_a_model_again_gives_the_same():
+    model = build_model(tiny.config())
+    assert detector_costs(model, height=64, width=64) == detector_costs(model, height=64, width=64)
+    assert model.backbone(torch.zeros(1, 3, 128, 64, device="meta"))["p2"].shape[-2:] == (32, 16)
 
 
 # ---- other context and other systems ---------------------------------------------------------

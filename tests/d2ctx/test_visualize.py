@@ -304,6 +304,7 @@ def predicted_ids() -> np.ndarray:
     ids = panoptic_ids()
     ids[:16] = IDS[4]
     ids[16:, 14:][ids[16:, 14:] == IDS[9]] = 5
+    ids[16:, :2] = IDS[9]  # over void
     return ids
 
 
@@ -361,7 +362,8 @@ def test_panoptic_differences_pixel_by_pixel(tmp_path, monkeypatch):
     void = np.s_[2:14, 0]
     assert (differences[void] == image[void]).all()
     assert (truth[void] == image[void]).all()
-    assert (found[31, 0] == image[31, 0]).all()  # beside the name
+    assert (differences[16:, 0] == image[16:, 0]).all()
+    assert (found[31, 0] == over(image[31, 0], (0, 200, 0))).all()  # the last row, below the name
 
 
 def test_wrong_over_missed_is_striped(tmp_path, monkeypatch):
