@@ -46,12 +46,17 @@ def rows_of(case: Case, results: dict[str, dict[str, Any]]) -> list[Row]:
             baseline="" if alone else case.baseline,
             baseline_value=None if alone else value(results[case.baseline], metric),
             target=case.targets.get(form, {}).get(metric),
-            note=results[form].get("failed", ""),
+            note=results[form].get("failed") or _baseline_failure(case, results),
         )
         for form in case.forms
         if form != case.baseline or alone
         for metric in metrics
     ]
+
+
+def _baseline_failure(case: Case, results: dict[str, dict[str, Any]]) -> str:
+    reason = results[case.baseline].get("failed", "")
+    return f"{case.baseline}: {reason}" if reason else ""
 
 
 def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
