@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from ctxops.resize import resize_bilinear
 from segtrain.data.transforms import target_size
 from segtrain.errors import UserError
-from segtrain.models.backbones import NORMALISATIONS
+from segtrain.normalisation import NORMALISATIONS
 
 STRIPE_BYTES = 32 * 2**20  # of the float32 class scores of the rows that are looked at together
 

@@ -12,8 +12,9 @@ from torch.utils.data import Dataset
 from segtrain.config.data import DataConfig
 from segtrain.data.datasets.layout import Layout
 from segtrain.data.reading import read_image, read_labels
-from segtrain.data.transforms import NORMALISATIONS, EvalImage, TrainTransform
+from segtrain.data.transforms import EvalImage, TrainTransform
 from segtrain.errors import UserError
+from segtrain.normalisation import NORMALISATIONS
 
 
 class Transform(Protocol):

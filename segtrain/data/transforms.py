@@ -18,12 +18,8 @@ from torchvision.transforms import InterpolationMode
 from torchvision.transforms.v2 import functional as F
 
 from segtrain.data.labels import IGNORE_INDEX
+from segtrain.normalisation import NORMALISATIONS
 
-# Mean and deviation of values in 0..1, RGB.
-NORMALISATIONS = {
-    "imagenet": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
-    "vit": ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5)),
-}
 _TRIES = 10  # crops that are rejected at most
 _BRIGHTNESS, _CONTRAST, _SATURATION, _HUE = 32.0, (0.5, 1.5), (0.5, 1.5), 18
 

@@ -8,12 +8,6 @@ from dataclasses import dataclass
 from segtrain.config.schema import SegmenterConfig
 from segtrain.errors import UserError
 
-# Mean and deviation of RGB pixels in [0, 1].
-NORMALISATIONS = {
-    "vit": ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5)),
-    "imagenet": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
-}
-
 
 @dataclass(frozen=True, kw_only=True)
 class Backbone:
