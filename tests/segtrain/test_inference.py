@@ -351,7 +351,7 @@ def test_a_model_of_other_classes_is_refused():
     ("change", "message"),
     [
         ({"mode": "tile"}, "mode must be slide or whole, got 'tile'"),
-        ({"normalisation": "auto"}, "normalisation must be vit or imagenet"),
+        ({"normalisation": "auto"}, "normalisation must be imagenet or vit"),
         ({"precision": "fp16"}, "precision must be fp32 or bf16"),
         ({"stride": 20}, "lower the stride"),
     ],
