@@ -1,6 +1,6 @@
 """The keys that a configuration may have, found by walking the sections of the schema."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, get_args
 
 from segtrain.config.base import Section
@@ -21,6 +21,18 @@ def sections_at(path: tuple[str | int, ...]) -> list[type[Section]]:
         fields = [section.model_fields.get(str(part)) for section in found]
         found = [s for f in fields if f is not None for s in sections_in(f.annotation)]
     return found
+
+
+def chosen(sections: Sequence[type[Section]], node: Any) -> list[type[Section]]:
+    """Of alternative sections, those that the `name` of what stands there means; else all."""
+    name = node.get("name") if isinstance(node, dict) else None
+    named = [s for s in sections if name in get_args(_type_of_name(s))]
+    return named if len(sections) > 1 and named else list(sections)
+
+
+def _type_of_name(section: type[Section]) -> Any:
+    field = section.model_fields.get("name")
+    return field.annotation if field else None
 
 
 def keys_at(path: tuple[str | int, ...]) -> list[str]:

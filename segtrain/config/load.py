@@ -1,7 +1,8 @@
 """YAML files and `key=value` overrides -> `RunConfig`; and back to YAML, to JSON schema, to a diff.
 
 A file may name others as `_base_`, relative to itself: a text, or a list of which the later win.
-What the file says goes over what its bases say, key by key inside the sections of the schema.
+What the file says goes over what its bases say, key by key inside the sections of the schema. Where
+it names another model, backbone or head, nothing of that section of its bases remains.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -94,10 +95,16 @@ def _merge(base: Any, over: Any, path: tuple[str, ...]) -> Any:
     # A dict outside the sections, such as a palette, is one value.
     if not (isinstance(base, dict) and isinstance(over, dict) and sections_at(path)):
         return over
-    merged = dict(base)
+    merged = {} if _is_another(base, over, path) else dict(base)
     for key, value in over.items():
-        merged[key] = _merge(base.get(key), value, (*path, str(key)))
+        merged[key] = _merge(merged.get(key), value, (*path, str(key)))
     return merged
+
+
+def _is_another(base: Mapping[str, Any], over: Mapping[str, Any], path: tuple[str, ...]) -> bool:
+    """Whether an alternative section takes the place of another, whose keys mean nothing to it."""
+    alternatives = len(sections_at(path)) > 1
+    return alternatives and "name" in over and over["name"] != base.get("name")
 
 
 def _override(text: str) -> Document:

@@ -2,11 +2,11 @@
 
 import json
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, get_args
 
 from pydantic import ValidationError
 
-from segtrain.config.keys import all_keys, keys_at, sections_at
+from segtrain.config.keys import all_keys, chosen, keys_at, sections_at
 from segtrain.wording import close_to, did_you_mean
 
 Path = tuple[str | int, ...]
@@ -79,7 +79,9 @@ def _texts(path: Path, group: list[dict[str, Any]], content: Mapping[str, Any]) 
         said = [line for found in group for line in str(found["ctx"]["error"]).split("\n")]
         return [f"{name}: {text}" if name else text for text in said]
     if "extra_forbidden" in kinds:
-        return [unknown_key(path)]
+        return [_misplaced(path, content) or unknown_key(path)]
+    if kinds <= {"union_tag_invalid", "union_tag_not_found"}:
+        return [_no_such_alternative(name, group[0], _value_at(content, path))]
     value = _value_at(content, path)
     if kinds == {"missing"} and value is None:
         what = "section" if sections_at(path) else "key"
@@ -92,6 +94,30 @@ def _texts(path: Path, group: list[dict[str, Any]], content: Mapping[str, Any]) 
         return [f"{name} must be {' or '.join(expected)}"]
     fix = _fix(kinds, group, value)
     return [f"{name} must be {' or '.join(dict.fromkeys(expected))}, got {_shown(value)}{fix}"]
+
+
+def _misplaced(path: Path, content: Mapping[str, Any]) -> str | None:
+    """Say of a key of an alternative section that another one was chosen."""
+    *parents, key = path
+    node = _value_at(content, tuple(parents))
+    sections = sections_at(tuple(parents))
+    owners = [s for s in sections if key in s.model_fields]
+    if not owners or owners == sections:
+        return None
+    place = ".".join(str(part) for part in parents)
+    known = [name for s in chosen(sections, node) for name in s.model_fields if name != "name"]
+    return f"{place} named {node['name']} has no key {key}, only {', '.join(known)}; remove it"
+
+
+def _no_such_alternative(name: str, found: Mapping[str, Any], value: Any) -> str:
+    """Say which names a section may have."""
+    sections = sections_at(tuple(name.split(".")))
+    known = [n for s in sections for n in get_args(s.model_fields["name"].annotation)]
+    if found["type"] == "union_tag_not_found":
+        return f"the key {name}.name is missing; add one of {', '.join(known)}"
+    near = close_to(str(value["name"]), known)
+    fix = f"; did you mean {' or '.join(near)}?" if near else ""
+    return f"{name}.name must be {' or '.join(known)}, got {_shown(value['name'])}{fix}"
 
 
 def _expected(found: Mapping[str, Any]) -> str:

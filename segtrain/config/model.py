@@ -1,9 +1,12 @@
 """Configuration of the model; one class per method, told apart by `name`."""
 
 from collections.abc import Iterator
-from typing import Literal
+from typing import Annotated, Literal
+
+from pydantic import Field
 
 from segtrain.config.base import Count, Positive, Rate, Section, Text
+from segtrain.config.network import NetworkConfig
 
 # Variant -> width, layers, heads (Segmenter, Table 1).
 SEGMENTER_VARIANTS = {
@@ -80,6 +83,11 @@ class SegmenterConfig(Section):
         assert None not in own, "checked by `problems`"
         return own
 
+    @property
+    def smallest_window(self) -> int:
+        """The smallest image side that the model takes: what lacks at a patch is padded."""
+        return self.patch_size
+
     def problems(self) -> Iterator[str]:
         """What is wrong between the keys of this section, each text with its fix."""
         own = {key: getattr(self, key) for key in ("embed_dim", "depth", "num_heads")}
@@ -99,6 +107,4 @@ class SegmenterConfig(Section):
             )
 
 
-# A second method makes this a union told apart by `name`:
-# `Annotated[SegmenterConfig | OtherConfig, Field(discriminator="name")]`.
-ModelConfig = SegmenterConfig
+ModelConfig = Annotated[SegmenterConfig | NetworkConfig, Field(discriminator="name")]

@@ -19,6 +19,7 @@ from segtrain.config.base import (
 from segtrain.config.base import Size as _Size
 from segtrain.config.data import DataConfig, FolderConfig
 from segtrain.config.model import SEGMENTER_VARIANTS, ModelConfig, SegmenterConfig
+from segtrain.config.network import NetworkConfig
 
 __all__ = [
     "SEGMENTER_VARIANTS",
@@ -27,6 +28,7 @@ __all__ = [
     "FolderConfig",
     "LossConfig",
     "ModelConfig",
+    "NetworkConfig",
     "OptimConfig",
     "RunConfig",
     "ScheduleConfig",
@@ -247,10 +249,10 @@ class RunConfig(Section):
     def _window_problems(self) -> Iterator[str]:
         # The crop is no multiple of the patch in every recipe; what lacks is padded.
         window, stride = window_and_stride(self)
-        patch = self.model.patch_size
-        if window < patch:
+        smallest = self.model.smallest_window
+        if window < smallest:
             name = "eval.window" if self.eval.window else "data.crop"
-            yield f"{name} {window} must be at least model.patch_size {patch}; raise it"
+            yield f"{name} {window} must be at least {smallest}, what the model takes; raise it"
         if stride > window:
             yield (
                 f"eval.stride {stride} must not exceed the window {window}, pixels between "

@@ -5,11 +5,15 @@ from collections.abc import Callable
 from torch import nn
 
 from segtrain.config.schema import ModelConfig
+from segtrain.models.network import build_network
 from segtrain.models.segmenter import build_segmenter
 
 __all__ = ["MODELS", "build_model"]
 
-MODELS: dict[str, Callable[..., nn.Module]] = {"segmenter": build_segmenter}
+MODELS: dict[str, Callable[..., nn.Module]] = {
+    "network": build_network,
+    "segmenter": build_segmenter,
+}
 
 
 def build_model(config: ModelConfig, num_classes: int, *, image_size: tuple[int, int]) -> nn.Module:

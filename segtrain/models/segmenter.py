@@ -5,7 +5,7 @@ from torch import Tensor, nn
 from ctxops.segmenter import LinearDecoder, MaskTransformer, Segmenter
 from ctxops.vit import VisionTransformer
 from segtrain.config.schema import SegmenterConfig
-from segtrain.models.backbones import normalisation_of
+from segtrain.models.pretrained import normalisation_of
 
 
 class SegmenterModel(Segmenter):

@@ -26,6 +26,8 @@ FOLDER = "checkpoints"
 VERSION = 1
 _LAST, _BEST = "last", "best"
 _NUMBERED = re.compile(r"step_(\d+)")
+# Where weights came from changes no output of those that are saved.
+_NO_SOURCE: Any = {"pretrained": True, "backbone": {"pretrained"}}
 
 
 def save_checkpoint(
@@ -144,7 +146,7 @@ def weight_text(model: nn.Module, config: "RunConfig", step: int) -> dict[str, s
         The sections `model` and `data` of the configuration as far as they change an output, the
         grid of the position table, and the step.
     """
-    section = config.model.model_dump(mode="json", exclude_none=True, exclude={"pretrained"})
+    section = config.model.model_dump(mode="json", exclude_none=True, exclude=_NO_SOURCE)
     data = {"normalisation": getattr(model, "normalisation", config.data.normalisation)}
     text = {"config": json.dumps({"model": section, "data": data}), "step": str(step)}
     grid = getattr(getattr(model, "encoder", None), "grid", None)

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from ctxops.position import resize_position_embedding
 from segtrain.errors import UserError
+from segtrain.models.network import Network
 from segtrain.models.segmenter import SegmenterModel
 from segtrain.weights.describe import square_grid
 from segtrain.wording import first_of
@@ -88,7 +89,7 @@ def _line(row: Sequence[str], widths: Sequence[int]) -> str:
 
 
 def load_into(
-    model: SegmenterModel,
+    model: SegmenterModel | Network,
     tensors: Mapping[str, Tensor],
     *,
     source: str,
@@ -147,7 +148,7 @@ def compare(
 
 
 def _prepared(
-    model: SegmenterModel,
+    model: SegmenterModel | Network,
     tensors: Mapping[str, Tensor],
     source: str,
     parts: tuple[str, ...],
@@ -157,7 +158,7 @@ def _prepared(
     """The tensors with positions for the model's grid, and how they fit."""
     given = {n: v for n, v in tensors.items() if n.startswith(parts)}
     resized = None
-    if POSITIONS in given:
+    if POSITIONS in given and isinstance(model, SegmenterModel):
         given[POSITIONS], resized = _positions(model, given[POSITIONS], grid, source)
     file = {name: tuple(value.shape) for name, value in given.items()}
     state = {n: tuple(v.shape) for n, v in model.state_dict().items() if n.startswith(parts)}

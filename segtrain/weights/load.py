@@ -1,26 +1,28 @@
-"""Weights into a model: a whole Segmenter, a start for other classes, a pretrained encoder."""
+"""Weights into a model: a whole one, a start for other classes, a pretrained encoder."""
 
-import importlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor
+from torch import nn
 
 from segtrain.config.schema import RunConfig, SegmenterConfig
 from segtrain.errors import UserError
+from segtrain.models.network import Network
 from segtrain.models.segmenter import SegmenterModel
 from segtrain.weights.convert import Converted, understand
 from segtrain.weights.fit import Fit, load_into
 from segtrain.weights.layouts import TIMM
-from segtrain.weights.read import SUFFIXES, WeightFile, read_weights
+from segtrain.weights.network import load_backbone, load_network
+from segtrain.weights.read import WeightFile, read_weights
+from segtrain.weights.timm_hub import is_file, weights_of_timm
 from segtrain.wording import plural
 
 _ENCODER = ("encoder.",)
 
 
-def load_weights(model: SegmenterModel, path: str | Path, *, new_classes: bool = False) -> Fit:
-    """Load a whole model, in the layout of ours, the authors or MMSegmentation.
+def load_weights(model: nn.Module, path: str | Path, *, new_classes: bool = False) -> Fit:
+    """Load a whole model; a Segmenter in the layout of ours, the authors or MMSegmentation.
 
     Args:
         model: Where to.
@@ -33,6 +35,8 @@ def load_weights(model: SegmenterModel, path: str | Path, *, new_classes: bool =
     Raises:
         UserError: If the file cannot be read, or does not fit; the model is untouched then.
     """
+    if isinstance(model, Network):
+        return load_network(model, path, new_classes=new_classes)
     found = understand(read_weights(path))
     if found.layout == TIMM:
         raise UserError(
@@ -44,12 +48,12 @@ def load_weights(model: SegmenterModel, path: str | Path, *, new_classes: bool =
     )
 
 
-def initial_weights(model: SegmenterModel, config: RunConfig) -> list[str]:
+def initial_weights(model: nn.Module, config: RunConfig) -> list[str]:
     """Give a model the weights that training starts from.
 
     Args:
         model: With random weights.
-        config: `init` names a whole model; else `model.pretrained` an encoder.
+        config: `init` names a whole model; else `pretrained` of the model an encoder.
 
     Returns:
         What was done, a line each.
@@ -60,9 +64,13 @@ def initial_weights(model: SegmenterModel, config: RunConfig) -> list[str]:
     if config.init is not None:
         fit = load_weights(model, config.init, new_classes=True)
         return [f"weights of {config.init}: {plural(len(fit.matched), 'tensor')}", *fit.notes()]
-    if config.model.pretrained is not None:
+    name = config.model.pretrained
+    if name is not None and isinstance(model, Network):
+        return load_backbone(model, name)
+    if name is not None:
         return load_encoder(model, config.model)
-    return ["random weights: init and model.pretrained are null"]
+    place = "model.backbone" if isinstance(model, Network) else "model"
+    return [f"random weights: init and {place}.pretrained are null"]
 
 
 def load_encoder(model: SegmenterModel, config: SegmenterConfig) -> list[str]:
@@ -80,10 +88,10 @@ def load_encoder(model: SegmenterModel, config: SegmenterConfig) -> list[str]:
     """
     name = config.pretrained
     assert name is not None, "called without pretrained weights"
-    if Path(name).is_file() or Path(name).suffix in SUFFIXES:
+    if is_file(name):
         file = read_weights(name)
     else:
-        file = WeightFile(path=Path(name), tensors=_from_timm(name))
+        file = WeightFile(path=Path(name), tensors=weights_of_timm(name))
     found = understand(file)
     fit = load_into(model, found.tensors, source=name, parts=_ENCODER, grid=found.grid)
     return [f"encoder of {name}: {plural(len(fit.matched), 'tensor')}", *fit.notes()]
@@ -119,28 +127,3 @@ def _settings(model: SegmenterModel) -> dict[str, Any]:
         settings["decoder_layer_norm_eps"] = decoder.decoder_norm.eps
         settings["normalize_classes"] = decoder.normalize_classes
     return settings
-
-
-def _from_timm(name: str) -> dict[str, Tensor]:
-    """Weights of timm, downloaded or from its cache."""
-    try:
-        timm = importlib.import_module("timm")
-    except ImportError:
-        raise UserError(
-            f"model.pretrained {name} needs timm; run pip install timm, or name a file"
-        ) from None
-    if not timm.is_model(name.partition(".")[0]):
-        raise UserError(
-            f"model.pretrained {name} is neither a file nor a model of timm; names with tags stand "
-            "in segtrain/models/backbones.py"
-        )
-    try:
-        network = timm.create_model(name, pretrained=True, num_classes=0)
-    except Exception as error:  # what a failed download raises depends on the hub's client
-        reason = str(error).partition("\n")[0][:160]
-        raise UserError(
-            f"weights of {name} could not be fetched ({type(error).__name__}: {reason}); download "
-            f"model.safetensors from https://huggingface.co/timm/{name} on a machine with network "
-            "and write pretrained: PATH/model.safetensors"
-        ) from error
-    return network.state_dict()

@@ -11,7 +11,7 @@ from segtrain.analyze import NUM_CLASSES
 from segtrain.config.load import load_config
 from segtrain.config.schema import RunConfig
 from segtrain.models import build_model
-from segtrain.models.backbones import BACKBONES, backbone_of
+from segtrain.models.pretrained import BACKBONES, backbone_of
 from tests.contracts.source_tree import ROOT
 
 CONFIGS = ROOT / "configs" / "seg"

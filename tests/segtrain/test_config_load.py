@@ -247,3 +247,44 @@ def test_diff(run):
     ]
     changed = {key: (left, right) for key, left, right in diff(a, c)}
     assert changed["data.folder.mapping"] == (None, {3: 1})
+
+
+NETWORK = {"name": "network", "backbone": {"name": "resnet"}, "head": {"name": "context"}}
+
+
+def test_another_model_takes_nothing_from_the_model_of_the_base(tmp_path):
+    write(tmp_path / "base.yaml", small(model__dropout=0.3))
+    own = write(tmp_path / "own.yaml", {"_base_": "base.yaml", "model": NETWORK})
+    config = load_config(own, ["model.backbone.depth=18"])
+    assert (config.model.name, config.model.backbone.depth) == ("network", 18)
+    same = {"_base_": "base.yaml", "model": {"name": "segmenter", "patch_size": 8}}
+    assert load_config(write(tmp_path / "same.yaml", same)).model.dropout == 0.3
+
+
+def test_the_name_of_what_has_no_alternative_keeps_its_neighbours(run):
+    config = load_config(run, ["optim.weight_decay=0.5", "optim.name=adamw"])
+    assert config.optim.weight_decay == 0.5
+
+
+@pytest.mark.parametrize(
+    ("model", "text"),
+    [
+        (NETWORK | {"variant": "Ti"}, "model named network has no key variant, only backbone, "),
+        (NETWORK | {"axu": None}, "unknown key model.axu; did you mean model.aux?"),
+        ({"variant": "Ti"}, "the key model.name is missing; add one of segmenter, network"),
+        (
+            {"name": "segmentr"},
+            'model.name must be segmenter or network, got "segmentr"; did you mean segmenter?',
+        ),
+        (NETWORK | {"backbone": {"name": "resnet", "depth": 51}}, "model.backbone.depth must be "),
+        ({"name": "network", "head": {"name": "context"}}, "section model.backbone is missing"),
+    ],
+)
+def test_alternative_sections_are_told_apart(tmp_path, model, text):
+    assert text in message(write(tmp_path / "run.yaml", SMALL | {"model": model}))
+
+
+def test_a_network_survives_yaml(tmp_path):
+    config = load_config(write(tmp_path / "run.yaml", SMALL | {"model": NETWORK}))
+    (tmp_path / "again.yaml").write_text(dump_yaml(config))
+    assert load_config(tmp_path / "again.yaml") == config

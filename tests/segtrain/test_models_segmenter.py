@@ -10,7 +10,7 @@ from ctxops.vit import VisionTransformer
 from segtrain.config.schema import SEGMENTER_VARIANTS, SegmenterConfig
 from segtrain.errors import UserError
 from segtrain.models import MODELS
-from segtrain.models.backbones import BACKBONES, backbone_of, normalisation_of
+from segtrain.models.pretrained import BACKBONES, backbone_of, normalisation_of
 from segtrain.normalisation import NORMALISATIONS
 from tests.segtrain.toy_segmenter import built, randomized, tiny
 

@@ -1,0 +1,30 @@
+"""Backbones: one file per kind, found by the `name` of their section."""
+
+from collections.abc import Callable
+
+from torch import nn
+
+from segtrain.config.backbones import BackboneConfig
+from segtrain.models.backbones.resnet import build_resnet
+
+__all__ = ["BACKBONES", "build_backbone"]
+
+BACKBONES: dict[str, Callable[..., nn.Module]] = {"resnet": build_resnet}
+
+
+def build_backbone(config: BackboneConfig, *, image_size: tuple[int, int]) -> nn.Module:
+    """Build a backbone with random weights; no file is read.
+
+    Args:
+        config: The section `model.backbone`.
+        image_size: (H, W) of a training crop.
+
+    Returns:
+        A module from images [B, 3, H, W] to a dict of maps, with `maps` (`models.maps.Maps`: the
+        same names, shallow to deep) and `normalisation`; where it has tables or tokens,
+        `no_weight_decay()`.
+
+    Raises:
+        UserError: If the configuration contradicts itself, or timm is missing.
+    """
+    return BACKBONES[config.name](config, image_size=image_size)

@@ -1,0 +1,146 @@
+"""A backbone and a head as one model.
+
+Letters: B batch, K classes, H W image, h w map.
+"""
+
+from typing import Any
+
+from torch import Tensor, nn
+
+from ctxops.norm import ConvNorm
+from ctxops.resize import resize_bilinear
+from segtrain.config.network import AuxConfig, NetworkConfig
+from segtrain.models.backbones import build_backbone
+from segtrain.models.heads import build_head
+from segtrain.models.maps import Maps, deepest
+
+
+class AuxHead(nn.Module):
+    """3x3 convolution with bias, norm, ReLU, and a classifier; for training.
+
+    Args:
+        feature: Name of the map it reads.
+        in_channels: Channels of that map.
+        channels: Width of the convolution.
+        num_classes: K.
+        dropout: Before the classifier, of whole channels.
+    """
+
+    def __init__(
+        self, *, feature: str, in_channels: int, channels: int, num_classes: int, dropout: float
+    ) -> None:
+        super().__init__()
+        self.feature = feature
+        self.conv = ConvNorm(
+            in_channels=in_channels, out_channels=channels, kernel_size=3, bias=True
+        )
+        self.dropout = nn.Dropout2d(dropout)
+        self.classifier = nn.Conv2d(channels, num_classes, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Classify.
+
+        Args:
+            x: Map [B, in_channels, h, w].
+
+        Returns:
+            Logits [B, K, h, w].
+        """
+        return self.classifier(self.dropout(self.conv(x)))
+
+
+class Network(nn.Module):
+    """Backbone, head, and in training an auxiliary head.
+
+    Args:
+        backbone: Image to named maps; see `build_backbone`.
+        head: Maps and image to outputs; see `build_head`.
+        aux_head: From one map to logits, or None.
+        align_corners: Of the resizing of logits to the image.
+    """
+
+    def __init__(
+        self,
+        *,
+        backbone: nn.Module,
+        head: nn.Module,
+        aux_head: AuxHead | None = None,
+        align_corners: bool = False,
+    ) -> None:
+        super().__init__()
+        self.backbone, self.head, self.aux_head = backbone, head, aux_head
+        self.normalisation: str = backbone.normalisation
+        self.align_corners = align_corners
+
+    def forward(self, image: Tensor) -> dict[str, Any]:
+        """Segment.
+
+        Args:
+            image: Normalised RGB image [B, 3, H, W].
+
+        Returns:
+            What the head gives, its "logits" resized to [B, K, H, W]; in training "aux", a list
+            of logits [B, K, h, w].
+        """
+        features = self.backbone(image)
+        outputs: dict[str, Any] = self.head(features, image)
+        outputs["logits"] = resize_bilinear(
+            outputs["logits"], image.shape[2:], align_corners=self.align_corners
+        )
+        if self.training and self.aux_head is not None:
+            outputs["aux"] = [self.aux_head(features[self.aux_head.feature])]
+        return outputs
+
+    def backbone_parameters(self) -> tuple[str, ...]:
+        """What the names of the backbone's parameters begin with."""
+        return ("backbone.",)
+
+    def no_weight_decay(self) -> set[str]:
+        """Names of the backbone's tables and tokens, which no weight decay shall pull to zero."""
+        own = getattr(self.backbone, "no_weight_decay", set)()
+        return {f"backbone.{name}" for name in own}
+
+    def class_parameters(self) -> tuple[str, ...]:
+        """Names of the parameters whose shape depends on the number of classes."""
+        parts = ("head.classifier.", "aux_head.classifier.")
+        return tuple(name for name, _ in self.named_parameters() if name.startswith(parts))
+
+
+def build_network(
+    config: NetworkConfig, *, num_classes: int, image_size: tuple[int, int]
+) -> Network:
+    """Build a network with random weights; no file is read.
+
+    Args:
+        config: The section `model`.
+        num_classes: K.
+        image_size: (H, W) of a training crop.
+
+    Returns:
+        The model.
+
+    Raises:
+        UserError: If the backbone does not offer what the head needs.
+    """
+    backbone = build_backbone(config.backbone, image_size=image_size)
+    maps: Maps = backbone.maps
+    head = build_head(config.head, maps, num_classes=num_classes, image_size=image_size)
+    return Network(
+        backbone=backbone,
+        head=head,
+        aux_head=_aux_head(config.aux, maps, num_classes),
+        align_corners=config.align_corners,
+    )
+
+
+def _aux_head(config: AuxConfig | None, maps: Maps, num_classes: int) -> AuxHead | None:
+    if config is None:
+        return None
+    name, _ = deepest(maps, 2, head="the auxiliary head")
+    return AuxHead(
+        feature=name,
+        in_channels=maps[name].channels,
+        channels=config.channels,
+        num_classes=num_classes,
+        dropout=config.dropout,
+    )
