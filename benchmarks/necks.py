@@ -21,11 +21,16 @@ from benchmarks.rows import Row, as_json, compare, print_table
 ROOT = Path(__file__).resolve().parent.parent
 BASELINE = "fpn"
 NECKS = (BASELINE, "a2fpn_lite", "fpt", "sr")
-# Data set -> (task, metric) of its rows.
+_INSTANCES = (("bbox", "AP"), ("segm", "AP"), ("segm", "AP50"))
+_PANOPTIC = (("panoptic_seg", "PQ"), ("panoptic_seg", "PQ_th"), ("panoptic_seg", "PQ_st"))
+# Data set -> (task, metric) of its rows. The last two are too small to compare anything.
 METRICS = {
-    "fruits_nuts": (("bbox", "AP"), ("segm", "AP"), ("segm", "AP50")),
-    "camvid": (("panoptic_seg", "PQ"), ("panoptic_seg", "PQ_th"), ("panoptic_seg", "PQ_st")),
+    "fruits_nuts": _INSTANCES,
+    "camvid": _PANOPTIC,
+    "coco_subset": _INSTANCES,
+    "coco_samples": _PANOPTIC,
 }
+COMPARED = ("fruits_nuts", "camvid")
 
 
 def run(data: str, neck: str, seed: int, folder: Path) -> dict[str, Any]:
@@ -96,7 +101,7 @@ def main() -> None:
     """Run what is missing, print the table, write the results."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
-    parser.add_argument("--data", nargs="+", default=list(METRICS), choices=list(METRICS))
+    parser.add_argument("--data", nargs="+", default=list(COMPARED), choices=list(METRICS))
     parser.add_argument("--output", type=Path, default=ROOT / "output" / "compare")
     options = parser.parse_args()
     rows: list[Row] = []
@@ -113,7 +118,8 @@ def main() -> None:
     print_table(rows)
     seeds = {"seeds": options.seeds}
     content = as_json(rows, metadata(device="cpu", seed=options.seeds[0]) | seeds, details=details)
-    print("written:", save("necks-cpu", content))
+    name = "necks-cpu" if tuple(options.data) == COMPARED else f"necks-{'-'.join(options.data)}-cpu"
+    print("written:", save(name, content))
 
 
 if __name__ == "__main__":
