@@ -106,7 +106,7 @@ def _check_tensors(
             f"value: expected non-empty [B, S, M, D], got shape {tuple(value.shape)}; "
             "tokens become heads by value.unflatten(2, (num_heads, -1))"
         )
-    check_levels(level_shapes, value.shape[1])
+    check_level_shapes(level_shapes, value.shape[1])
     batch, _, heads, _ = value.shape
     expected = f"[{batch}, Q, {heads}, {len(level_shapes)}, N"
     if weights.dim() != 5 or (
@@ -123,7 +123,7 @@ def _check_tensors(
         )
 
 
-def check_levels(level_shapes: Sequence[tuple[int, int]], num_tokens: int) -> None:
+def check_level_shapes(level_shapes: Sequence[tuple[int, int]], num_tokens: int) -> None:
     """Refuse sizes of levels that do not add up to the number of tokens.
 
     Args:

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from torch import Tensor, nn
 
 from ctxops.checks import check_positive, check_probability, check_tokens
-from ctxops.deform_attention import DeformableAttention, check_levels
+from ctxops.deform_attention import DeformableAttention, check_level_shapes
 from ctxops.position import cell_centres
 from ctxops.precision import widened_dtype
 
@@ -179,7 +179,7 @@ class DeformableDecoderLayer(PostNormLayer):
             ValueError: If the shapes do not fit together.
         """
         check_tokens(query, "query")
-        check_levels([query_grid], query.shape[1])
+        check_level_shapes([query_grid], query.shape[1])
         dtype = widened_dtype(query.dtype)
         centres = cell_centres(query_grid, dtype=dtype, device=query.device)[None, :, None]
         attended = self.self_attn(query, centres, query, [query_grid])

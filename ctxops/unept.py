@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from ctxops.checks import check_choice, check_map, check_positive, check_tokens
-from ctxops.deform_attention import DeformableAttention, check_levels
+from ctxops.deform_attention import DeformableAttention, check_level_shapes
 from ctxops.deform_layers import DeformableDecoderLayer, DeformableEncoderLayer
 from ctxops.norm import ConvNorm
 from ctxops.position import cell_centres, pyramid_position
@@ -53,7 +53,7 @@ class ContextEncoder(nn.Module):
             ValueError: If the shapes do not fit together.
         """
         check_tokens(x, "x")
-        check_levels(level_shapes, x.shape[1])
+        check_level_shapes(level_shapes, x.shape[1])
         dtype = widened_dtype(x.dtype)
         centres = [cell_centres(grid, dtype=dtype, device=x.device) for grid in level_shapes]
         # The same point of the image on every level.
