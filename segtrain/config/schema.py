@@ -18,8 +18,9 @@ from segtrain.config.base import (
 )
 from segtrain.config.base import Size as _Size
 from segtrain.config.data import DataConfig, FolderConfig
-from segtrain.config.model import SEGMENTER_VARIANTS, ModelConfig, SegmenterConfig
+from segtrain.config.model import ModelConfig, SegmenterConfig
 from segtrain.config.network import NetworkConfig
+from segtrain.config.vit import SEGMENTER_VARIANTS
 
 __all__ = [
     "SEGMENTER_VARIANTS",

@@ -3,12 +3,14 @@
 Letters: B batch, K classes, H W image, h w map.
 """
 
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, Self
 
 from torch import Tensor, nn
 
 from ctxops.norm import ConvNorm
-from ctxops.resize import resize_bilinear
+from ctxops.resize import crop, resize_bilinear
+from ctxops.tokens import pad_to_multiple
 from segtrain.config.network import AuxConfig, NetworkConfig
 from segtrain.models.backbones import build_backbone
 from segtrain.models.heads import build_head
@@ -57,6 +59,8 @@ class Network(nn.Module):
         head: Maps and image to outputs; see `build_head`.
         aux_head: From one map to logits, or None.
         align_corners: Of the resizing of logits to the image.
+        freeze_backbone: Whether the backbone never changes: neither its parameters nor the
+            statistics of its norms.
     """
 
     def __init__(
@@ -66,11 +70,29 @@ class Network(nn.Module):
         head: nn.Module,
         aux_head: AuxHead | None = None,
         align_corners: bool = False,
+        freeze_backbone: bool = False,
     ) -> None:
         super().__init__()
         self.backbone, self.head, self.aux_head = backbone, head, aux_head
         self.normalisation: str = backbone.normalisation
         self.align_corners = align_corners
+        self.freeze_backbone = freeze_backbone
+        if freeze_backbone:
+            backbone.requires_grad_(False).eval()
+
+    def train(self, mode: bool = True) -> Self:
+        """Switch to training or evaluation; a frozen backbone stays in evaluation mode.
+
+        Args:
+            mode: True for training.
+
+        Returns:
+            The network.
+        """
+        super().train(mode)
+        if self.freeze_backbone:
+            self.backbone.eval()
+        return self
 
     def forward(self, image: Tensor) -> dict[str, Any]:
         """Segment.
@@ -82,23 +104,37 @@ class Network(nn.Module):
             What the head gives, its "logits" resized to [B, K, H, W]; in training "aux", a list
             of logits [B, K, h, w].
         """
+        size = image.shape[2:]
+        image = pad_to_multiple(image, getattr(self.backbone, "multiple", 1))
         features = self.backbone(image)
         outputs: dict[str, Any] = self.head(features, image)
-        outputs["logits"] = resize_bilinear(
-            outputs["logits"], image.shape[2:], align_corners=self.align_corners
-        )
+        outputs["logits"] = self._resized(outputs["logits"], image)
         if self.training and self.aux_head is not None:
             outputs["aux"] = [self.aux_head(features[self.aux_head.feature])]
-        return outputs
+        return outputs if image.shape[2:] == size else self._without_padding(outputs, image, size)
+
+    def _resized(self, logits: Tensor, image: Tensor) -> Tensor:
+        return resize_bilinear(logits, image.shape[2:], align_corners=self.align_corners)
+
+    def _without_padding(
+        self, outputs: dict[str, Any], image: Tensor, size: Sequence[int]
+    ) -> dict[str, Any]:
+        """Cut the padding off; auxiliary logits lie over the padded image."""
+        aux = [crop(self._resized(logits, image), size) for logits in outputs.pop("aux", ())]
+        cut = {name: crop(x, size) for name, x in outputs.items()}
+        return {**cut, "aux": aux} if aux else cut
 
     def backbone_parameters(self) -> tuple[str, ...]:
         """What the names of the backbone's parameters begin with."""
         return ("backbone.",)
 
     def no_weight_decay(self) -> set[str]:
-        """Names of the backbone's tables and tokens, which no weight decay shall pull to zero."""
-        own = getattr(self.backbone, "no_weight_decay", set)()
-        return {f"backbone.{name}" for name in own}
+        """Names of tables and tokens, which no weight decay shall pull to zero."""
+        return {
+            f"{part}.{name}"
+            for part in ("backbone", "head")
+            for name in getattr(self.get_submodule(part), "no_weight_decay", set)()
+        }
 
     def class_parameters(self) -> tuple[str, ...]:
         """Names of the parameters whose shape depends on the number of classes."""
@@ -130,6 +166,7 @@ def build_network(
         head=head,
         aux_head=_aux_head(config.aux, maps, num_classes),
         align_corners=config.align_corners,
+        freeze_backbone=config.freeze_backbone,
     )
 
 

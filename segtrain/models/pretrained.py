@@ -5,6 +5,7 @@ The tags are pinned: the same name without a tag gives other weights today than 
 
 from dataclasses import dataclass
 
+from segtrain.config.backbones import VitConfig
 from segtrain.config.schema import SegmenterConfig
 from segtrain.errors import UserError
 
@@ -55,7 +56,7 @@ BACKBONES = {
 }
 
 
-def backbone_of(config: SegmenterConfig) -> Backbone | None:
+def backbone_of(config: SegmenterConfig | VitConfig) -> Backbone | None:
     """The table's entry for `pretrained`, where that is a name of the table.
 
     Args:
@@ -74,7 +75,8 @@ def backbone_of(config: SegmenterConfig) -> Backbone | None:
         tagged = [known for known in BACKBONES if known.partition(".")[0] == name]
         if tagged:
             raise UserError(
-                f"model.pretrained {name} names several weights; write pretrained: {tagged[0]}"
+                f"{_place(config)}.pretrained {name} names several weights; "
+                f"write pretrained: {tagged[0]}"
             )
         return None
     entry = BACKBONES[name]
@@ -90,13 +92,17 @@ def backbone_of(config: SegmenterConfig) -> Backbone | None:
             for key, value in wrong.items()
         )
         raise UserError(
-            f"model.pretrained {name} does not fit the model; write {fix}, or take "
+            f"{_place(config)}.pretrained {name} does not fit the model; write {fix}, or take "
             f"pretrained: {_names(config) or 'null'}"
         )
     return entry
 
 
-def _names(config: SegmenterConfig) -> str:
+def _place(config: SegmenterConfig | VitConfig) -> str:
+    return "model.backbone" if isinstance(config, VitConfig) else "model"
+
+
+def _names(config: SegmenterConfig | VitConfig) -> str:
     """Names of the table for a model."""
     key = (config.variant, config.patch_size, config.distilled)
     return " or ".join(
@@ -104,7 +110,7 @@ def _names(config: SegmenterConfig) -> str:
     )
 
 
-def normalisation_of(config: SegmenterConfig) -> str:
+def normalisation_of(config: SegmenterConfig | VitConfig) -> str:
     """The pixels that a model's encoder expects: of its weights, else of its kind.
 
     Args:

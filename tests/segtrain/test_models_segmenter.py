@@ -127,7 +127,7 @@ def test_sizes_are_those_of_the_op_library():
     from ctxops.vit import VARIANTS
 
     assert VARIANTS == SEGMENTER_VARIANTS
-    assert set(MODELS) == {"segmenter"}
+    assert set(MODELS) == {"network", "segmenter"}
 
 
 # ---- pretrained encoders ---------------------------------------------------------------------

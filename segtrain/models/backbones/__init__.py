@@ -5,11 +5,19 @@ from collections.abc import Callable
 from torch import nn
 
 from segtrain.config.backbones import BackboneConfig
+from segtrain.models.backbones.df import build_df
 from segtrain.models.backbones.resnet import build_resnet
+from segtrain.models.backbones.vit import build_vit_backbone
+from segtrain.models.backbones.wide_resnet import build_wide_resnet
 
 __all__ = ["BACKBONES", "build_backbone"]
 
-BACKBONES: dict[str, Callable[..., nn.Module]] = {"resnet": build_resnet}
+BACKBONES: dict[str, Callable[..., nn.Module]] = {
+    "df": build_df,
+    "resnet": build_resnet,
+    "vit": build_vit_backbone,
+    "wide_resnet38": build_wide_resnet,
+}
 
 
 def build_backbone(config: BackboneConfig, *, image_size: tuple[int, int]) -> nn.Module:
@@ -22,7 +30,7 @@ def build_backbone(config: BackboneConfig, *, image_size: tuple[int, int]) -> nn
     Returns:
         A module from images [B, 3, H, W] to a dict of maps, with `maps` (`models.maps.Maps`: the
         same names, shallow to deep) and `normalisation`; where it has tables or tokens,
-        `no_weight_decay()`.
+        `no_weight_decay()`; where the sides of images must be multiples of something, `multiple`.
 
     Raises:
         UserError: If the configuration contradicts itself, or timm is missing.
