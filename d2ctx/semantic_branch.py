@@ -15,6 +15,7 @@ from detectron2.modeling.poolers import ROIPooler
 from detectron2.structures import Boxes
 from torch import Tensor, nn
 
+from ctxops.losses import count_valid, cross_entropy, mean_over_processes
 from ctxops.precision import widen
 from ctxops.resize import resize_bilinear
 
@@ -120,15 +121,14 @@ class SemanticBranch(nn.Module):
             targets: [B, H, W], integer labels in 0..K-1 or `ignore_index`, at image size.
 
         Returns:
-            Scalar: the mean over all pixels that count, 0 where none does.
+            Scalar: the mean over all pixels that count, 0 where none does. With several processes,
+            the mean over these scalars is the mean over the pixels of all.
         """
         labels = F.interpolate(targets[:, None].float(), size=logits.shape[-2:], mode="nearest")
         labels = labels[:, 0].long()
-        loss = F.cross_entropy(
-            widen(logits), labels, ignore_index=self.ignore_index, reduction="sum"
-        )
-        count = (labels != self.ignore_index).sum().clamp(min=1)
-        return self.loss_weight * loss / count
+        count = mean_over_processes(count_valid(labels, ignore_index=self.ignore_index))
+        loss = cross_entropy(logits, labels, num_valid=count, ignore_index=self.ignore_index)
+        return self.loss_weight * loss
 
 
 def _conv(in_channels: int, out_channels: int, *, kernel: int, relu: bool = True) -> Conv2d:
