@@ -15,7 +15,6 @@ from segtrain.config.sr import (
 )
 from segtrain.config.unept import UneptConfig
 
-
 HeadConfig = Annotated[
     ContextHeadConfig
     | PSPHeadConfig

@@ -8,6 +8,7 @@ from typing import Any, Self
 
 from torch import Tensor, nn
 
+from ctxops.heads.em_attention import EMAttention
 from ctxops.norm import ConvNorm
 from ctxops.resize import crop, resize_bilinear
 from ctxops.tokens import pad_to_multiple
@@ -102,7 +103,7 @@ class Network(nn.Module):
 
         Returns:
             What the head gives, its "logits" resized to [B, K, H, W]; in training "aux", a list
-            of logits [B, K, h, w].
+            of logits of that size.
         """
         size = image.shape[2:]
         image = pad_to_multiple(image, getattr(self.backbone, "multiple", 1))
@@ -110,19 +111,18 @@ class Network(nn.Module):
         outputs: dict[str, Any] = self.head(features, image)
         outputs["logits"] = self._resized(outputs["logits"], image)
         if self.training and self.aux_head is not None:
-            outputs["aux"] = [self.aux_head(features[self.aux_head.feature])]
-        return outputs if image.shape[2:] == size else self._without_padding(outputs, image, size)
+            coarse = self.aux_head(features[self.aux_head.feature])
+            outputs["aux"] = [self._resized(coarse, image)]
+        return outputs if image.shape[2:] == size else _without_padding(outputs, size)
 
     def _resized(self, logits: Tensor, image: Tensor) -> Tensor:
         return resize_bilinear(logits, image.shape[2:], align_corners=self.align_corners)
 
-    def _without_padding(
-        self, outputs: dict[str, Any], image: Tensor, size: Sequence[int]
-    ) -> dict[str, Any]:
-        """Cut the padding off; auxiliary logits lie over the padded image."""
-        aux = [crop(self._resized(logits, image), size) for logits in outputs.pop("aux", ())]
-        cut = {name: crop(x, size) for name, x in outputs.items()}
-        return {**cut, "aux": aux} if aux else cut
+    def after_update(self) -> None:
+        """What no gradient moves: the bases of `EMAttention`. Once after every training step."""
+        for part in self.head.modules():
+            if isinstance(part, EMAttention):
+                part.update_bases()
 
     def backbone_parameters(self) -> tuple[str, ...]:
         """What the names of the backbone's parameters begin with."""
@@ -168,6 +168,13 @@ def build_network(
         align_corners=config.align_corners,
         freeze_backbone=config.freeze_backbone,
     )
+
+
+def _without_padding(outputs: dict[str, Any], size: Sequence[int]) -> dict[str, Any]:
+    """Cut what stands on the padded image."""
+    aux = [crop(logits, size) for logits in outputs.pop("aux", ())]
+    cut = {name: crop(x, size) for name, x in outputs.items()}
+    return {**cut, "aux": aux} if aux else cut
 
 
 def _aux_head(config: AuxConfig | None, maps: Maps, num_classes: int) -> AuxHead | None:

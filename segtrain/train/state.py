@@ -60,6 +60,13 @@ class TrainingState:
             return self.forward.no_sync()
         return nullcontext()
 
+    def after_update(self) -> None:
+        """Let the model move what no gradient moves; take the weights into the average."""
+        if hasattr(self.model, "after_update"):
+            self.model.after_update()
+        if self.average is not None:
+            self.average.update_parameters(self.model)
+
     def state_dict(self) -> dict[str, Any]:
         """Tensors and plain types; a call of all processes, of which each has its generators.
 

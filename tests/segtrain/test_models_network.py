@@ -79,7 +79,7 @@ def test_every_parameter_learns():
     model = network().train()
     outputs = model(torch.randn(2, 3, 32, 48))
     assert outputs["logits"].shape == (2, 5, 32, 48)
-    assert outputs["aux"][0].shape == (2, 5, 4, 6)
+    assert outputs["aux"][0].shape == (2, 5, 32, 48)
     (outputs["logits"].square().mean() + outputs["aux"][0].square().mean()).backward()
     assert [n for n, p in model.named_parameters() if p.grad is None] == []
 

@@ -4,10 +4,12 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 
+from ctxops.heads.squeeze_excitation import SqueezeExcitation
+from ctxops.sr import SqueezeReasoningGate
 from segtrain.config.backbones import ResNetConfig
 from segtrain.models.maps import MapInfo
 
-_LAYERS = {18: (2, 2, 2, 2), 34: (3, 4, 6, 3), 50: (3, 4, 6, 3), 101: (3, 4, 23, 3)}
+LAYERS = {18: (2, 2, 2, 2), 34: (3, 4, 6, 3), 50: (3, 4, 6, 3), 101: (3, 4, 23, 3)}
 # Our name -> timm's stem type and width; the last convolution of a deep stem is twice as wide.
 _STEMS = {"plain": ("", 64), "deep32": ("deep", 32), "deep64": ("deep", 64)}
 _STAGES = ("layer1", "layer2", "layer3", "layer4")
@@ -61,7 +63,7 @@ def build_resnet(config: ResNetConfig, *, image_size: tuple[int, int]) -> ResNet
     stem_type, stem_width = _STEMS[config.stem]
     net = ResNet(
         block,
-        _LAYERS[config.depth],
+        LAYERS[config.depth],
         num_classes=0,
         output_stride=config.output_stride,
         stem_type=stem_type,
@@ -69,12 +71,33 @@ def build_resnet(config: ResNetConfig, *, image_size: tuple[int, int]) -> ResNet
         channels=config.widths,
     )
     strides = [min(stride, config.output_stride) for stride in (4, 8, 16, 32)]
+    add_gates(net, config.gate)
     _set_dilations(net, config, strides)
     maps = {
         f"c{index + 2}": MapInfo(channels=width * block.expansion, stride=stride)
         for index, (width, stride) in enumerate(zip(config.widths, strides, strict=True))
     }
     return ResNetBackbone(net, maps=maps)
+
+
+def add_gates(net: nn.Module, gate: str) -> None:
+    """Put a gate on the last norm of every block, before the shortcut is added.
+
+    Args:
+        net: A `timm.models.resnet.ResNet`.
+        gate: "se", "sr" (Squeeze Reasoning, Table X), or "none".
+    """
+    if gate == "none":
+        return
+    for stage in _STAGES:
+        for block in net.get_submodule(stage):
+            last = block.bn3 if hasattr(block, "bn3") else block.bn2
+            channels = last.num_features
+            block.se = (
+                SqueezeReasoningGate(in_channels=channels)
+                if gate == "sr"
+                else SqueezeExcitation(in_channels=channels)
+            )
 
 
 def _set_dilations(net: nn.Module, config: ResNetConfig, strides: Sequence[int]) -> None:
