@@ -29,6 +29,9 @@ class NetworkConfig(Section):
     aux: AuxConfig | None = None
     """Auxiliary classifier; null has none."""
 
+    freeze_backbone: bool = False
+    """Whether the backbone stays as it is loaded, statistics of its norms included."""
+
     align_corners: bool = False
     """How logits are resized to the image: whether the corner pixels' centres coincide."""
 
