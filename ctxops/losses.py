@@ -208,6 +208,7 @@ def boundary_cross_entropy(
     boundary: Tensor,
     *,
     num_valid: Tensor | None = None,
+    class_counts: Tensor | None = None,
     balance: bool = False,
     ignore_index: int = IGNORE_INDEX,
 ) -> Tensor:
@@ -218,7 +219,9 @@ def boundary_cross_entropy(
         boundary: Integers [B, H, W]: 1 boundary, 0 interior, `ignore_index`.
         num_valid: Scalar to divide by; None: the number of valid pixels, or with `balance` the sum
             of the weights of their labels.
-        balance: True weights the two classes with 1 - frequency in this batch.
+        class_counts: Pixels of both classes, [2], where this is a part of a batch: what is weighted
+            and divided by follows from them; None counts here.
+        balance: True weights the two classes with 1 - frequency.
         ignore_index: The label that does not count.
 
     Returns:
@@ -237,9 +240,10 @@ def boundary_cross_entropy(
     if logits.shape[1] == 1:
         # softmax of (0, x) is sigmoid(x): the same loss, one code path.
         logits = torch.cat([torch.zeros_like(logits), logits], dim=1)
-    weights = None
-    if balance:
-        weights = balance_weights(count_classes(boundary, 2, ignore_index=ignore_index))
+    if class_counts is None:
+        class_counts = count_classes(boundary, 2, ignore_index=ignore_index)
+    weights, divisor = _weighting(class_counts, balance)
+    num_valid = divisor if num_valid is None else num_valid
     return cross_entropy(
         logits, boundary, num_valid=num_valid, class_weights=weights, ignore_index=ignore_index
     )
@@ -251,6 +255,7 @@ def direction_cross_entropy(
     *,
     mask: Tensor,
     num_valid: Tensor | None = None,
+    class_counts: Tensor | None = None,
     balance: bool = False,
     ignore_index: int = IGNORE_INDEX,
 ) -> Tensor:
@@ -262,6 +267,7 @@ def direction_cross_entropy(
         mask: Bool [B, H, W], where there is a boundary, see `boundary_mask`.
         num_valid: Scalar to divide by; None: the number of valid pixels in the mask, or with
             `balance` the sum of the weights of their labels.
+        class_counts: As in `boundary_cross_entropy`, of the bins in the mask, [8].
         balance: True weights the bins with 1 - frequency over those pixels.
         ignore_index: The bin that does not count.
 
@@ -273,10 +279,10 @@ def direction_cross_entropy(
         ValueError: If the shapes do not fit together.
     """
     kept = keep_labels(directions, mask, ignore_index=ignore_index)
-    weights = None
-    if balance:
-        counts = count_classes(kept, logits.shape[1], ignore_index=ignore_index)
-        weights = balance_weights(counts)
+    if class_counts is None:
+        class_counts = count_classes(kept, logits.shape[1], ignore_index=ignore_index)
+    weights, divisor = _weighting(class_counts, balance)
+    num_valid = divisor if num_valid is None else num_valid
     return cross_entropy(
         logits, kept, num_valid=num_valid, class_weights=weights, ignore_index=ignore_index
     )
@@ -360,6 +366,14 @@ def _count(labels: Tensor, weights: Tensor | None, ignore_index: int) -> Tensor:
         return count_valid(labels, ignore_index=ignore_index)
     valid = labels != ignore_index
     return (weights[labels.where(valid, 0)] * valid).sum()
+
+
+def _weighting(counts: Tensor, balance: bool) -> tuple[Tensor | None, Tensor]:
+    """Weights of the classes, and what to divide by, from the pixels of every class."""
+    if not balance:
+        return None, counts.sum()
+    weights = balance_weights(counts)
+    return weights, (weights * counts).sum()
 
 
 def _divisor(count: Tensor) -> Tensor:

@@ -1,5 +1,6 @@
 """Configuration of a network: any head on any backbone that offers what the head needs."""
 
+from collections.abc import Iterator
 from typing import Literal
 
 from segtrain.config.backbones import BackboneConfig
@@ -34,6 +35,11 @@ class NetworkConfig(Section):
 
     align_corners: bool = False
     """How logits are resized to the image: whether the corner pixels' centres coincide."""
+
+    def problems(self) -> Iterator[str]:
+        """What is wrong between the keys of this section, each text with its fix."""
+        if self.align_corners and self.head.name == "unept":
+            yield "head unept resizes its logits itself; write align_corners: false"
 
     @property
     def pretrained(self) -> str | None:

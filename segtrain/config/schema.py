@@ -20,10 +20,12 @@ from segtrain.config.base import Size as _Size
 from segtrain.config.data import DataConfig, FolderConfig
 from segtrain.config.model import ModelConfig, SegmenterConfig
 from segtrain.config.network import NetworkConfig
+from segtrain.config.unept import BoundaryLossConfig, UneptConfig
 from segtrain.config.vit import SEGMENTER_VARIANTS
 
 __all__ = [
     "SEGMENTER_VARIANTS",
+    "BoundaryLossConfig",
     "DataConfig",
     "EvalConfig",
     "FolderConfig",
@@ -52,6 +54,9 @@ class LossConfig(Section):
 
     aux_weight: NotNegative = 0.4
     """Weight of the auxiliary losses of models that have them."""
+
+    boundary: BoundaryLossConfig | None = None
+    """Losses of heads that predict boundaries; null for all others."""
 
 
 class OptimConfig(Section):
@@ -228,6 +233,7 @@ class RunConfig(Section):
         """What is wrong between the sections, each text with its fix."""
         yield from self._schedule_problems()
         yield from self._window_problems()
+        yield from self._boundary_problems()
 
     def _schedule_problems(self) -> Iterator[str]:
         iters, schedule = self.train.iters, self.schedule
@@ -258,6 +264,20 @@ class RunConfig(Section):
             yield (
                 f"eval.stride {stride} must not exceed the window {window}, pixels between "
                 f"windows would get no score; write eval.stride: {window}"
+            )
+
+    def _boundary_problems(self) -> Iterator[str]:
+        head = getattr(self.model, "head", None)
+        predicted = isinstance(head, UneptConfig) and head.spatial_branch
+        if predicted and self.loss.boundary is None:
+            yield (
+                "head unept predicts boundaries, which must be learnt; write loss.boundary: {} for "
+                "the paper's losses, or model.head.spatial_branch: false"
+            )
+        if not predicted and self.loss.boundary is not None:
+            yield (
+                "loss.boundary is for models that predict boundaries (model.head.name: unept with "
+                "its spatial branch); write loss.boundary: null"
             )
 
 

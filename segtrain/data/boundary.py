@@ -9,7 +9,9 @@ from dataclasses import dataclass
 from types import ModuleType
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 IGNORE_INDEX = 255
 # Distance of a class that fills the crop, to whose border no finite distance exists.
@@ -78,6 +80,36 @@ def boundary_targets(
     boundary[~counted] = IGNORE_INDEX
     # Where nothing was written, the gradient is zero, and so has no direction.
     return BoundaryTargets(boundary=boundary, direction=bin_of_gradient(gy, gx))
+
+
+@dataclass(frozen=True, kw_only=True)
+class BoundaryLabels:
+    """`boundary_targets` of a tensor, as a data set wants it.
+
+    Attributes:
+        max_distance: As in `boundary_targets`.
+        min_area: As in `boundary_targets`.
+    """
+
+    max_distance: int
+    min_area: int
+
+    def __call__(self, label: Tensor) -> dict[str, Tensor]:
+        """Compute them.
+
+        Args:
+            label: Integers [H, W], 255 ignored.
+
+        Returns:
+            "boundary" and "direction", uint8 [H, W].
+        """
+        found = boundary_targets(
+            label.numpy(), max_distance=self.max_distance, min_area=self.min_area
+        )
+        return {
+            "boundary": torch.from_numpy(found.boundary),
+            "direction": torch.from_numpy(found.direction),
+        }
 
 
 def distance_inside(mask: NDArray[np.bool_]) -> NDArray[np.float32]:

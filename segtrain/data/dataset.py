@@ -3,6 +3,7 @@
 Letters: H W image, h w crop.
 """
 
+from collections.abc import Callable
 from typing import Any, Protocol
 
 import torch
@@ -27,6 +28,10 @@ class Transform(Protocol):
         ...
 
 
+# Label int64 [H, W] of a crop to further labels of its size, by name.
+Targets = Callable[[Tensor], dict[str, Tensor]]
+
+
 class SegDataset(Dataset[dict[str, Any]]):
     """Images and labels of a split.
 
@@ -35,12 +40,20 @@ class SegDataset(Dataset[dict[str, Any]]):
         split: Name of a split; it must have labels.
         transform: Augmentation; None gives uint8 [3, H, W] and int64 [H, W] as they are.
         seed: Seed of the augmentation.
+        targets: What else the loss needs, made from the transformed label; None: nothing.
     """
 
     def __init__(
-        self, layout: Layout, split: str, transform: Transform | None, *, seed: int = 0
+        self,
+        layout: Layout,
+        split: str,
+        transform: Transform | None,
+        *,
+        seed: int = 0,
+        targets: Targets | None = None,
     ) -> None:
         self.layout, self.split, self.transform, self.seed = layout, split, transform, seed
+        self.targets = targets
         self.samples = layout.samples(split)
 
     def __len__(self) -> int:
@@ -53,7 +66,7 @@ class SegDataset(Dataset[dict[str, Any]]):
             key: (epoch, index), or an index of epoch 0.
 
         Returns:
-            "image" float32 [3, h, w], "label" int64 [h, w], "name" and "index".
+            "image" float32 [3, h, w], "label" int64 [h, w], "name", "index", and `targets`.
 
         Raises:
             UserError: If a file is missing or damaged, sizes disagree, or a label is unknown.
@@ -73,7 +86,8 @@ class SegDataset(Dataset[dict[str, Any]]):
         else:
             generator = generator_of(self.seed, epoch, index)
             image, label = self.transform(image, label, generator)
-        return {"image": image, "label": label, "name": sample.name, "index": index}
+        more = self.targets(label) if self.targets else {}
+        return {"image": image, "label": label, "name": sample.name, "index": index, **more}
 
 
 def generator_of(*numbers: int) -> torch.Generator:

@@ -13,10 +13,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ctxops.losses import IGNORE_INDEX
 from segtrain import dist
 from segtrain.config.schema import RunConfig
-from segtrain.criterion import build_criterion
+from segtrain.criterion import LABELS, build_criterion, count_pixels
 from segtrain.errors import Interrupted
 from segtrain.files import write_json
 from segtrain.optim import build_schedule
@@ -122,16 +121,13 @@ class Run:
             The losses as `Meter.add` takes them.
         """
         state = self.state
-        valid = sum(int((part["label"] != IGNORE_INDEX).sum()) for part in parts)
-        # The average of the gradients over W processes shall be the mean over the global batch.
-        counted = dist.sum_over_processes(torch.tensor(float(valid))) / dist.world_size()
-        num_valid = counted.to(self.device)
+        counts = {k: v.to(self.device) for k, v in count_pixels(parts).items()}
         losses: dict[str, Tensor] = {}
         for part in parts:
             images, labels = self.on_device(part)
             with state.gradients_stay_here(part is not parts[-1]):
                 with precision(self.options, self.device):
-                    terms = self.criterion(state.forward(images), labels, num_valid)
+                    terms = self.criterion(state.forward(images), labels, counts)
                 state.scaler.scale(torch.stack(list(terms.values())).sum()).backward()
             for name, term in terms.items():
                 losses[name] = losses.get(name, 0.0) + term.detach()
@@ -139,7 +135,7 @@ class Run:
         return losses
 
     def step_optimizer(self) -> None:
-        """Clip, step, clear the gradients, and take the weights into the running average."""
+        """Clip, step, clear the gradients, and do what follows an update."""
         state, clip_norm = self.state, self.config.optim.clip_norm
         if clip_norm is not None:
             state.scaler.unscale_(state.optimizer)
@@ -147,21 +143,21 @@ class Run:
         state.scaler.step(state.optimizer)
         state.scaler.update()
         state.optimizer.zero_grad(set_to_none=True)
-        if state.average is not None:
-            state.average.update_parameters(state.model)
+        state.after_update()
 
-    def on_device(self, part: Batch) -> tuple[Tensor, Tensor]:
+    def on_device(self, part: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         """Move a micro batch to the model.
 
         Args:
             part: From the loader.
 
         Returns:
-            Images [B, 3, H, W] and labels [B, H, W].
+            Images [B, 3, H, W] and labels [B, H, W] by name.
         """
         layout = torch.channels_last if self.options.channels_last else torch.contiguous_format
         images = part["image"].to(self.device, non_blocking=True, memory_format=layout)
-        return images, part["label"].to(self.device, non_blocking=True)
+        names = [name for name in LABELS if name in part]
+        return images, {name: part[name].to(self.device, non_blocking=True) for name in names}
 
     def report(self, losses: Mapping[str, Tensor], rate: float) -> None:
         """Sum the losses, and every so often tell what they are.

@@ -8,6 +8,7 @@ from torch import nn
 
 from segtrain import dist
 from segtrain.config.schema import RunConfig
+from segtrain.data.boundary import BoundaryLabels
 from segtrain.data.check import check_config
 from segtrain.data.dataset import SegDataset, build_train_transform
 from segtrain.data.datasets import Layout, build_layout
@@ -46,6 +47,7 @@ def build_parts(config: RunConfig, device: torch.device, restoring: bool) -> Par
         config.data.train_split,
         build_train_transform(config.data, layout, normalisation=model.normalisation),
         seed=config.train.seed,
+        targets=further_labels(config),
     )
     return Parts(
         model=model,
@@ -53,6 +55,21 @@ def build_parts(config: RunConfig, device: torch.device, restoring: bool) -> Par
         images=len(dataset),
         notes=notes,
     )
+
+
+def further_labels(config: RunConfig) -> BoundaryLabels | None:
+    """What a data set makes from its labels beside them.
+
+    Args:
+        config: Of the run.
+
+    Returns:
+        Boundaries, where the loss needs them.
+    """
+    options = config.loss.boundary
+    if options is None:
+        return None
+    return BoundaryLabels(max_distance=options.max_distance, min_area=options.min_area)
 
 
 def check_data(config: RunConfig) -> list[str]:

@@ -232,6 +232,34 @@ def test_direction_loss_sees_the_mask_only(balance):
     assert logits.grad.transpose(0, 1)[:, ~mask].abs().max() == 0
 
 
+@pytest.mark.parametrize("balance", [False, True])
+@pytest.mark.parametrize("cut", [1, 2, 3])
+def test_parts_with_common_counts_of_classes_sum_to_the_whole(balance, cut):
+    """Of unequal frequencies, so that counts of a part would give other weights."""
+    edges = torch.rand(4, 5, 7) < torch.linspace(0.1, 0.9, 4)[:, None, None]
+    edge_logits, bins = torch.randn(4, 2, 5, 7), torch.randint(0, 8, (4, 5, 7))
+    bins[:2].clamp_(max=2)
+    bin_logits, mask = torch.randn(4, 8, 5, 7), torch.rand(4, 5, 7) < 0.6
+    edges = edges.long()
+
+    def boundary(part, counts=None):
+        return boundary_cross_entropy(
+            edge_logits[part], edges[part], class_counts=counts, balance=balance
+        )
+
+    def direction(part, counts=None):
+        return direction_cross_entropy(
+            *(bin_logits[part], bins[part]),
+            **{"mask": mask[part], "class_counts": counts, "balance": balance},
+        )
+
+    counts = count_classes(edges, 2), count_classes(bins.masked_fill(~mask, 255), 8)
+    for loss, found in zip((boundary, direction), counts, strict=True):
+        whole = loss(slice(None))
+        parts = [loss(part, found) for part in (slice(0, cut), slice(cut, 4))]
+        torch.testing.assert_close(sum(parts), whole)
+
+
 NOTHING = {
     "cross entropy": lambda x, y, _: cross_entropy(x, y),
     "weighted": lambda x, y, _: cross_entropy(x, y, class_weights=torch.ones(8)),

@@ -19,25 +19,32 @@ def valid(labels):
     return (labels != 255).sum().double()
 
 
+def counts(labels):
+    return {"label": valid(labels)}
+
+
+def losses_of(config, outputs, labels, whole=None, *, share=1.0):
+    """What the criterion says of a part of the labels `whole`."""
+    criterion = build_criterion(config, share=share)
+    return criterion(outputs, {"label": labels}, counts(labels if whole is None else whole))
+
+
 def test_main_and_auxiliary_losses_by_the_definition():
     logits, labels = batch()
-    coarse = [torch.randn(4, 3, 2, 3), torch.randn(4, 3, 5, 7)]
-    outputs = {"logits": logits, "aux": coarse}
-    found = build_criterion(LossConfig(aux_weight=0.3))(outputs, labels, valid(labels))
+    others = [torch.randn(4, 3, 5, 7), torch.randn(4, 3, 5, 7)]
+    outputs = {"logits": logits, "aux": others}
+    found = losses_of(LossConfig(aux_weight=0.3), outputs, labels)
     assert list(found) == ["loss_seg", "loss_aux", "loss_aux1"]
     expected = [F.cross_entropy(logits, labels, ignore_index=255)]
-    for aux in coarse:
-        full = F.interpolate(aux, (5, 7), mode="bilinear", align_corners=False)
-        expected.append(0.3 * F.cross_entropy(full, labels, ignore_index=255))
+    for aux in others:
+        expected.append(0.3 * F.cross_entropy(aux, labels, ignore_index=255))
     for value, wanted in zip(found.values(), expected, strict=True):
         torch.testing.assert_close(value, wanted, check_dtype=False)
 
 
 def test_auxiliary_weight_zero_leaves_them_out():
     logits, labels = batch()
-    found = build_criterion(LossConfig(aux_weight=0.0))(
-        {"logits": logits, "aux": [logits]}, labels, valid(labels)
-    )
+    found = losses_of(LossConfig(aux_weight=0.0), {"logits": logits, "aux": [logits]}, labels)
     assert list(found) == ["loss_seg"]
 
 
@@ -45,11 +52,11 @@ def test_auxiliary_weight_zero_leaves_them_out():
 def test_parts_add_up_to_the_mean_over_the_whole(kind):
     logits, labels = batch()
     config = LossConfig(kind=kind, ohem_threshold=1.0)  # 1.0 keeps every pixel
-    whole = build_criterion(config)({"logits": logits}, labels, valid(labels))["loss_seg"]
-    part = build_criterion(config, share=0.25)
+    whole = losses_of(config, {"logits": logits}, labels)["loss_seg"]
+    cuts = [slice(k, k + 1) for k in range(4)]
     parts = [
-        part({"logits": logits[k : k + 1]}, labels[k : k + 1], valid(labels))["loss_seg"]
-        for k in range(4)
+        losses_of(config, {"logits": logits[k]}, labels[k], labels, share=0.25)["loss_seg"]
+        for k in cuts
     ]
     torch.testing.assert_close(sum(parts), whole)
     torch.testing.assert_close(whole, F.cross_entropy(logits, labels, ignore_index=255))
@@ -63,10 +70,22 @@ def test_mining_is_the_mean_over_hard_pixels():
     torch.testing.assert_close(found, losses[hard].mean())
 
 
+def test_auxiliary_losses_are_mined_as_well():
+    logits, labels = batch()
+    other = torch.randn(4, 3, 5, 7)
+    config = LossConfig(kind="ohem", ohem_threshold=0.3, ohem_min_kept=1, aux_weight=0.5)
+    found = losses_of(config, {"logits": logits, "aux": [other]}, labels)
+    losses = F.cross_entropy(other, labels, ignore_index=255, reduction="none")
+    hard = (labels != 255) & ((-losses).exp() <= 0.3)
+    assert 0 < hard.sum() < valid(labels)
+    expected = 0.5 * losses[hard].mean()
+    torch.testing.assert_close(found["loss_aux"], expected, check_dtype=False)
+
+
 def test_fewest_hard_pixels_are_a_number_of_the_global_batch():
     logits, labels = batch(1)
     config = LossConfig(kind="ohem", ohem_threshold=1e-9, ohem_min_kept=40)
-    found = build_criterion(config, share=0.25)({"logits": logits}, labels, valid(labels))
+    found = losses_of(config, {"logits": logits}, labels, share=0.25)
     losses = F.cross_entropy(logits, labels, ignore_index=255, reduction="none")
     torch.testing.assert_close(found["loss_seg"], losses.flatten().topk(10).values.mean())
 
@@ -75,8 +94,7 @@ def test_fewest_hard_pixels_are_a_number_of_the_global_batch():
 def test_a_part_without_valid_pixels_is_zero_with_zero_gradient(kind):
     logits = torch.randn(1, 3, 4, 4, requires_grad=True)
     labels = torch.full((1, 4, 4), 255)
-    criterion = build_criterion(LossConfig(kind=kind))
-    loss = criterion({"logits": logits}, labels, torch.tensor(0.0))["loss_seg"]
+    loss = losses_of(LossConfig(kind=kind), {"logits": logits}, labels)["loss_seg"]
     loss.backward()
     assert loss.item() == 0.0
     assert torch.equal(logits.grad, torch.zeros_like(logits))

@@ -36,7 +36,7 @@ def config(folder, *, optim=None, loss=None, schedule=None, workers=0, **options
 
 
 class ToyModel(nn.Module):
-    """Two convolutions, dropout and a coarse auxiliary head."""
+    """Two convolutions, dropout and an auxiliary head."""
 
     def __init__(self, *, dropout: float = 0.2, norm: bool = False) -> None:
         super().__init__()
@@ -49,7 +49,9 @@ class ToyModel(nn.Module):
     def forward(self, image):
         x = self.dropout(F.relu(self.norm(self.stem(image))))
         outputs = {"logits": self.head(x)}
-        return {**outputs, "aux": [self.coarse(x)]} if self.training else outputs
+        if self.training:
+            outputs["aux"] = [F.interpolate(self.coarse(x), x.shape[2:], mode="bilinear")]
+        return outputs
 
     def backbone_parameters(self):
         return ("stem",)
