@@ -50,8 +50,7 @@ def build_bottom_up(cfg: CfgNode, input_shape: ShapeSpec) -> Backbone:
         if kind == "none":
             return resnet
         if kind == "aa":
-            augment_convolutions(resnet, stages=node.STAGES, blocks=node.BLOCKS)
-            return resnet
+            return augment_convolutions(resnet, stages=node.STAGES, blocks=node.BLOCKS)
         makers = {"nl": _non_local, "gc": _global_context, "sr": build_sr}
         contexts = make_contexts(
             resnet, partial(makers[kind], cfg), stages=node.STAGES, blocks=node.BLOCKS

@@ -119,7 +119,7 @@ def make_contexts(
     }
 
 
-def augment_convolutions(resnet: ResNet, *, stages: Sequence[str], blocks: str) -> None:
+def augment_convolutions(resnet: ResNet, *, stages: Sequence[str], blocks: str) -> ResNet:
     """Give blocks an attention augmented 3x3 convolution in the place of their own, in place.
 
     The norm behind it stays. Weights of a plain ResNet fit everything but these convolutions.
@@ -128,6 +128,9 @@ def augment_convolutions(resnet: ResNet, *, stages: Sequence[str], blocks: str) 
         resnet: The ResNet to change.
         stages: As `["res4", "res5"]`.
         blocks: As in `block_names`.
+
+    Returns:
+        `resnet`.
 
     Raises:
         ValueError: If a stage is absent, `blocks` unknown, or a convolution is grouped or
@@ -143,6 +146,7 @@ def augment_convolutions(resnet: ResNet, *, stages: Sequence[str], blocks: str) 
                 )
             parts = {"augmented": _augmented(conv), "norm": conv.norm}
             block.conv2 = nn.Sequential(OrderedDict(parts))
+    return resnet
 
 
 def _chosen(resnet: ResNet, stage: str, blocks: str) -> Iterator[tuple[str, nn.Module]]:
