@@ -154,6 +154,8 @@ def _faked(model: nn.Module) -> None:
     for module in model.modules():
         for name, parameter in module.named_parameters(recurse=False):
             setattr(module, name, nn.Parameter(torch.empty(tuple(parameter.shape))))
+        for name, buffer in module.named_buffers(recurse=False):
+            setattr(module, name, torch.empty(tuple(buffer.shape), dtype=buffer.dtype))
 
 
 class _Tally:
