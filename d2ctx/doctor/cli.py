@@ -13,8 +13,8 @@ from d2ctx.doctor.facts import OPENCV_BUILDS, Facts, gather
 def capabilities(facts: Facts) -> dict[str, str]:
     """Return what can be done here, in words: every line states what was tried."""
 
-    def tried(name: str, step: str) -> str:
-        error = facts.outcome(name, step)
+    def tried(name: str, *steps: str) -> str:
+        error = facts.outcome(name, *steps)
         return "works" if error is None else f"fails: {error}"
 
     torch = facts.probes["torch"]
@@ -32,6 +32,9 @@ def capabilities(facts: Facts) -> dict[str, str]:
         "torch.compile": _compile(torch),
         "OpenCV": tried("opencv", "threshold"),
         "pycocotools": tried("pycocotools", "encode"),
+        "faster-coco-eval": tried("faster-coco-eval", "bbox", "segm"),
+        "Cityscapes evaluation": tried("cityscapesscripts", "evaluators"),
+        "panoptic quality": tried("panoptic", "quality"),
         "dataset root": f"{facts.dataset_root} ({root})",
     }
 

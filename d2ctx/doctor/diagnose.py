@@ -23,6 +23,9 @@ _PROBES_OF = {
     "pycocotools": ("pycocotools",),
 }
 
+# The version that our stand-ins were tested with.
+TESTED_CITYSCAPES = "2.3.0"
+
 _NUMPY_CLASH = r"_ARRAY_API|numpy\.core\.multiarray|dtype size changed|compiled using NumPy"
 
 
@@ -156,6 +159,39 @@ def check_pycocotools(facts: Facts) -> Iterator[Finding]:
         yield problem(f"pycocotools is installed but fails: {error}", command)
 
 
+def check_faster_coco_eval(facts: Facts) -> Iterator[Finding]:
+    """The fast COCO evaluation: optional, but where it is installed it is used."""
+    name = "faster-coco-eval"
+    error = facts.outcome(name, "bbox", "segm")
+    if error and facts.versions[name] is None:
+        what = f"{name} is not installed, so pycocotools scores boxes and masks, which takes longer"
+        yield note(what, f"{_INSTALL} {name}")
+    elif error and facts.versions["numpy"] is not None:
+        command = f"{_INSTALL} --upgrade --force-reinstall --no-deps {name}"
+        yield problem(f"{name} is installed but fails: {error}", command)
+
+
+def check_cityscapes(facts: Facts) -> Iterator[Finding]:
+    """cityscapesScripts, whose code scores Cityscapes; nothing else needs it."""
+    name = "cityscapesscripts"
+    error = facts.outcome(name, "evaluators")
+    if error and facts.versions[name] is None:
+        yield note(f"{name} is not installed, so Cityscapes is not scored", f"{_INSTALL} {name}")
+    elif error and facts.versions["numpy"] is not None:
+        what = f"{name} is installed but fails, so Cityscapes is not scored: {error}"
+        yield note(what, f"{_INSTALL} {name}=={TESTED_CITYSCAPES}")
+
+
+def check_panoptic(facts: Facts) -> Iterator[Finding]:
+    """PNGs of segment ids, and panoptic quality, which need Pillow."""
+    error = facts.outcome("panoptic", "quality")
+    if facts.versions["pillow"] is None:
+        yield problem("Pillow is not installed, which reads images", f"{_INSTALL} pillow")
+    elif error and facts.versions["numpy"] is not None:
+        what = f"panoptic predictions cannot be written and scored: {error}"
+        yield problem(what, f"{_INSTALL} --upgrade --force-reinstall pillow numpy")
+
+
 def release(version: str) -> tuple[int, ...]:
     """Return the leading numbers of a version: 0.1.5.post2022 -> (0, 1, 5)."""
     digits = re.match(r"\d+(\.\d+)*", version)
@@ -214,6 +250,9 @@ CHECKS = (
     check_compile,
     check_opencv,
     check_pycocotools,
+    check_faster_coco_eval,
+    check_cityscapes,
+    check_panoptic,
     check_ranges,
     check_detectron2,
     check_extras,

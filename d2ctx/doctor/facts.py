@@ -27,6 +27,8 @@ DISTRIBUTIONS = (
     "pillow",
     *OPENCV_BUILDS,
     "pycocotools",
+    "faster-coco-eval",
+    "cityscapesscripts",
     "fvcore",
     "iopath",
     "detectron2",
@@ -54,11 +56,11 @@ class Facts:
     dataset_root: str = "datasets"
     dataset_root_exists: bool = True
 
-    def outcome(self, name: str, step: str) -> str | None:
-        """Return None when a step of a probe worked, else why not."""
+    def outcome(self, name: str, *steps: str) -> str | None:
+        """Return None when these steps of a probe worked, else why the first failed."""
         answer = self.probes[name]
-        error = answer.get("error") or answer.get(step)
-        return None if error is None else str(error)
+        errors = [answer.get(step) for step in ("error", *steps)]
+        return next((str(error) for error in errors if error), None)
 
 
 def version_of(distribution: str) -> str | None:

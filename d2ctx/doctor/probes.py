@@ -1,6 +1,7 @@
-"""Script: try one library and print, as one line of JSON, what works. Needs nothing else.
+"""Script: try one library and print, as one line of JSON, what works.
 
-A value of None means that the step worked; otherwise the value says why it did not.
+A value of None means that the step worked; otherwise the value says why it did not. Nothing is
+needed but the library, and for the evaluations the files beside this one.
 """
 
 import importlib.util
@@ -8,6 +9,8 @@ import json
 import shutil
 import sys
 from collections.abc import Callable
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 
@@ -73,11 +76,73 @@ def probe_pycocotools() -> dict[str, Any]:
     return {"encode": attempt(lambda: mask.encode(image)), "cocoeval": cocoeval.__name__}
 
 
+def probe_faster_coco_eval() -> dict[str, Any]:
+    """Import the fast COCO evaluation and score a box and a mask that are right."""
+    import faster_coco_eval
+
+    from d2ctx.evaluation.coco_scores import CocoApi, average_precision
+
+    mask = {"size": [8, 8], "counts": "b04400000>"}  # run lengths of the box
+    square = {"bbox": [2, 2, 4, 4], "segmentation": mask, "area": 16}
+    truth = {
+        "images": [{"id": 1, "height": 8, "width": 8}],
+        "annotations": [{"id": 1, "image_id": 1, "category_id": 1, "iscrowd": 0, **square}],
+        "categories": [{"id": 1, "name": "square"}],
+    }
+    found = [{"image_id": 1, "category_id": 1, "score": 0.9, **square}]
+    api = CocoApi("faster-coco-eval", faster_coco_eval.COCO, faster_coco_eval.COCOeval_faster)
+
+    def score(task: str) -> None:
+        ap = average_precision(truth, found, task=task, api=api).statistics["AP"]
+        _expect(ap, 100)
+
+    return {task: attempt(lambda task=task: score(task)) for task in ("bbox", "segm")}
+
+
+def probe_cityscapesscripts() -> dict[str, Any]:
+    """Import cityscapesScripts and run its evaluators on an image that is right."""
+    import cityscapesscripts  # noqa: F401 - that it is there comes first
+
+    from d2ctx.evaluation.cityscapes_official import rehearse
+
+    # What to install is the diagnosis' to say.
+    return {"evaluators": "; ".join(line.partition(";")[0] for line in rehearse()) or None}
+
+
+def probe_panoptic() -> dict[str, Any]:
+    """Write and read a PNG of segment ids, and score a prediction that is right."""
+    import numpy
+
+    from d2ctx.evaluation.panoptic_files import panoptic_quality, write_ids
+
+    ids = numpy.full((8, 8), 70_000)
+    segment = {"id": 70_000, "category_id": 1, "area": 64, "iscrowd": 0}
+    image = {"image_id": 1, "file_name": "1.png", "segments_info": [segment]}
+    content = {"annotations": [image], "categories": [{"id": 1, "name": "a", "isthing": 1}]}
+
+    def score() -> None:
+        with TemporaryDirectory(prefix="panoptic-") as folder:
+            write_ids(Path(folder, "1.png"), ids)
+            sides = {"truth": content, "predicted": content}
+            roots = {"truth_root": Path(folder), "predicted_root": Path(folder)}
+            _expect(panoptic_quality(**sides, **roots)["All"]["pq"], 1)
+
+    return {"quality": attempt(score)}
+
+
+def _expect(score: float, perfect: float) -> None:
+    if abs(score - perfect) > 1e-6:
+        raise ValueError(f"a perfect prediction gets {score}, not {perfect}")
+
+
 PROBES = {
     "torch": probe_torch,
     "torchvision": probe_torchvision,
     "opencv": probe_opencv,
     "pycocotools": probe_pycocotools,
+    "faster-coco-eval": probe_faster_coco_eval,
+    "cityscapesscripts": probe_cityscapesscripts,
+    "panoptic": probe_panoptic,
 }
 
 
@@ -89,4 +154,5 @@ def answer(name: str) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
+    sys.path.append(str(Path(__file__).parents[2]))  # last: only for d2ctx, where not installed
     print("\n" + json.dumps(answer(sys.argv[1])))

@@ -132,6 +132,18 @@ PROBLEMS: dict[str, tuple[Callable[[], Facts], str]] = {
         lambda: with_answer(healthy(), "pycocotools", error="ValueError: numpy.dtype size changed"),
         "python -m pip install --upgrade --force-reinstall --no-deps pycocotools",
     ),
+    "faster-coco-eval fails": (
+        lambda: with_answer(healthy(), "faster-coco-eval", segm="ImportError: mask_api_new_cpp"),
+        "python -m pip install --upgrade --force-reinstall --no-deps faster-coco-eval",
+    ),
+    "no pillow": (
+        lambda: with_answer(with_versions(pillow=None), "panoptic", error="No module named 'PIL'"),
+        "python -m pip install pillow",
+    ),
+    "panoptic quality fails": (
+        lambda: with_answer(healthy(), "panoptic", quality="OSError: encoder zip not available"),
+        "python -m pip install --upgrade --force-reinstall pillow numpy",
+    ),
     "iopath too new": (
         lambda: with_versions(iopath="0.1.10"),
         "python -m pip install 'iopath>=0.1.7,<0.1.10'",
@@ -172,6 +184,22 @@ NOTES: dict[str, tuple[Callable[[], Facts], str | None]] = {
         "python -m pip install triton",
     ),
     "no compiler": (lambda: with_answer(healthy(), "torch", compiler=False), None),
+    "no faster-coco-eval": (
+        lambda: with_answer(
+            with_versions(faster_coco_eval=None), "faster-coco-eval", error="No module"
+        ),
+        "python -m pip install faster-coco-eval",
+    ),
+    "no cityscapesscripts": (
+        lambda: with_answer(
+            with_versions(cityscapesscripts=None), "cityscapesscripts", error="No module"
+        ),
+        "python -m pip install cityscapesscripts",
+    ),
+    "another cityscapesscripts": (
+        lambda: with_answer(healthy(), "cityscapesscripts", evaluators="panoptic evaluator fails"),
+        "python -m pip install cityscapesscripts==2.3.0",
+    ),
     "no compiled operators": (lambda: with_detectron2(compiled=False), BUILD_FROM_SOURCE),
     "no dataset root": (
         lambda: replace(healthy(), dataset_root_exists=False),
@@ -251,6 +279,7 @@ def test_an_environment_without_anything_is_reported_not_crashed(tmp_path: Path)
         "python -m pip install torch torchvision",
         "python -m pip install opencv-python-headless",
         "python -m pip install pycocotools",
+        "python -m pip install pillow",
         "python -m d2ctx.install",
     ]
 
@@ -263,12 +292,35 @@ def test_a_crash_of_the_probed_library_is_its_answer(tmp_path: Path) -> None:
     assert "TimeoutExpired" in ask(script, timeout=0.2)["error"]
 
 
-@pytest.mark.parametrize("name", ["torch", "torchvision", "opencv", "pycocotools"])
+STEPS = {
+    "torch": ["numpy_bridge"],
+    "torchvision": ["nms", "roi_align"],
+    "opencv": ["threshold"],
+    "pycocotools": ["encode"],
+    "faster-coco-eval": ["bbox", "segm"],
+    "cityscapesscripts": ["evaluators"],
+    "panoptic": ["quality"],
+}
+
+
+@pytest.mark.parametrize("name", probes.PROBES)
 def test_the_probes_succeed_here(name: str) -> None:
     answer = probes.answer(name)
     assert answer["error"] is None
-    for step in ("numpy_bridge", "nms", "roi_align", "threshold", "encode"):
-        assert answer.get(step) is None
+    assert {step: answer[step] for step in STEPS[name]} == dict.fromkeys(STEPS[name])
+
+
+def test_a_probe_finds_our_evaluations_from_anywhere(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert ask(Path(probes.__file__), "panoptic") == {"error": None, "quality": None}
+
+
+def test_a_wrong_score_is_a_failure(monkeypatch) -> None:
+    from d2ctx.evaluation import panoptic_files
+
+    monkeypatch.setattr(panoptic_files, "panoptic_quality", lambda **_: {"All": {"pq": 0.5}})
+    answer = probes.answer("panoptic")
+    assert answer["quality"] == "ValueError: a perfect prediction gets 0.5, not 1"
 
 
 def test_versions_are_read_up_to_their_suffix() -> None:
