@@ -4,8 +4,11 @@ VENV := .venv
 PY := $(VENV)/bin/python
 READY := $(VENV)/.ready
 SCENES := datasets/synth/synth.json
+SEG_RUN := output/seg_tiny_instant
+SEG_SCENES := datasets/scenes
+SEG_CONFIG := configs/seg/segmenter/seg_tiny_instant.yaml
 
-.PHONY: setup demo compare test lint bench clean
+.PHONY: setup demo compare demo-seg test lint bench clean
 
 setup: $(READY)
 
@@ -41,6 +44,22 @@ output/demo/%/results.json: configs/d2/demo/%.yaml $(SCENES) | $(READY)
 $(SCENES): | $(READY)
 	$(PY) -m segtrain data synth --out $(@D) --format coco --num 900 --val-fraction 0.1 --seed 1
 
+# The same for semantic segmentation, with a Segmenter from random weights.
+demo-seg: $(SEG_RUN)/scores.json
+	$(PY) -m segtrain predict $(SEG_RUN) $(SEG_SCENES)/images/val --out $(SEG_RUN)/predictions
+	$(PY) -m segtrain runs plot $(SEG_RUN)
+
+# An interrupted run goes on where it stopped. One that has ended is kept, whatever the configuration
+# says by now: remove its folder to train anew.
+$(SEG_RUN)/scores.json: | $(SEG_SCENES)/synth.json
+	if test -e $(@D)/checkpoints; then $(PY) -m segtrain resume $(@D); \
+	else $(PY) -m segtrain train --config $(SEG_CONFIG); fi
+	$(PY) -m segtrain eval $(@D) --out $@
+
+$(SEG_SCENES)/synth.json: | $(READY)
+	$(PY) -m segtrain data synth --out $(@D) --format folder --num 1000 --size 128 --val-fraction 0.1 --seed 1
+	$(PY) -m segtrain data check $(SEG_CONFIG)
+
 bench: $(VENV)/.bench
 	$(PY) -m benchmarks.ops
 
@@ -50,4 +69,4 @@ $(VENV)/.bench: $(READY)
 	touch $@
 
 clean:
-	rm -rf $(VENV) build dist *.egg-info output datasets/synth .pytest_cache .ruff_cache .mypy_cache
+	rm -rf $(VENV) build dist *.egg-info output datasets/synth datasets/scenes .pytest_cache .ruff_cache .mypy_cache

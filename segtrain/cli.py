@@ -18,6 +18,7 @@ COMMANDS = (
     "segtrain.weights.commands",
     "segtrain.train.commands",
     "segtrain.evaluation.commands",
+    "segtrain.curves",
     "segtrain.doctor",
 )
 # Import names of the packages that come with the extra `seg`.
