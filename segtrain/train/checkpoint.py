@@ -18,6 +18,8 @@ from torch import Tensor, nn
 
 from segtrain.errors import UserError
 from segtrain.files import replacing, write_bytes
+from segtrain.weights.grids import FIELD as GRIDS
+from segtrain.weights.grids import grids_as_text
 
 if TYPE_CHECKING:
     from segtrain.config.schema import RunConfig
@@ -144,13 +146,15 @@ def weight_text(model: nn.Module, config: "RunConfig", step: int) -> dict[str, s
 
     Returns:
         The sections `model` and `data` of the configuration as far as they change an output, the
-        grid of the position table, and the step.
+        grids of tables, and the step.
     """
     section = config.model.model_dump(mode="json", exclude_none=True, exclude=_NO_SOURCE)
     data = {"normalisation": getattr(model, "normalisation", config.data.normalisation)}
     text = {"config": json.dumps({"model": section, "data": data}), "step": str(step)}
     grid = getattr(getattr(model, "encoder", None), "grid", None)
-    return text if grid is None else {**text, "grid": f"{grid[0]}x{grid[1]}"}
+    if grid is None:
+        return {**text, GRIDS: grids_as_text(model)}
+    return {**text, "grid": f"{grid[0]}x{grid[1]}"}
 
 
 def _rename_last(place: Path, *, step: int) -> None:

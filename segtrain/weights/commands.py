@@ -3,11 +3,17 @@
 import argparse
 import json
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from segtrain.weights.read import WeightFile
 
 _WEIGHTS_EPILOG = """layouts:
   segmenter       ours and the authors': their checkpoint.pth, with variant.yml beside it
   mmsegmentation  Segmenter of MMSegmentation, linear or mask
   timm            a vision transformer: an encoder for model.pretrained
+  network         any network of ours (model.name: network)
+  unept           UN-EPT's released code; becomes a network
 
 examples:
   segtrain weights inspect checkpoint.pth
@@ -70,8 +76,7 @@ def _add_convert(commands: _Commands) -> None:
     parser.add_argument(
         "--to",
         choices=("segmenter", "mmsegmentation", "timm"),
-        default="segmenter",
-        help="layout to write (default: segmenter)",
+        help="layout to write, of a Segmenter (default: ours)",
     )
     parser.add_argument(
         "--variant", type=Path, metavar="YML", help="variant.yml, where it is not beside IN"
@@ -129,7 +134,7 @@ def run_inspect(args: argparse.Namespace) -> int:
     return 0
 
 
-_BLOCKS = ("config", "fit")
+_BLOCKS = ("parts", "config", "fit")
 
 
 def run_convert(args: argparse.Namespace) -> int:
@@ -145,16 +150,40 @@ def run_convert(args: argparse.Namespace) -> int:
         UserError: If the file cannot be read or translated.
     """
     from segtrain.weights.convert import convert
+    from segtrain.weights.network import is_network
+    from segtrain.weights.own import check_target
+    from segtrain.weights.read import read_weights
     from segtrain.wording import first_of, plural
 
-    found = convert(args.source, args.target, layout=args.to, variant=args.variant)
+    check_target(args.target)
+    file = read_weights(args.source)
+    if is_network(file.tensors):
+        return _convert_network(file, args)
+    layout = args.to or "segmenter"
+    found = convert(file, args.target, layout=layout, variant=args.variant)
     print(f"{found.layout}: {found.architecture}")
     if found.left_out:
         print(f"left out: {first_of(found.left_out)}")
     print(f"wrote {args.target}: {plural(len(found.tensors), 'tensor')}")
-    if args.to == "segmenter":
+    if layout == "segmenter":
         key = "init" if found.architecture.decoder else "model.pretrained"
         print(f"\nto use it, {key}: {args.target} and\n{found.yaml()}")
+    return 0
+
+
+def _convert_network(file: "WeightFile", args: argparse.Namespace) -> int:
+    from segtrain.errors import UserError
+    from segtrain.weights.network import convert_network
+    from segtrain.weights.own import as_yaml
+    from segtrain.wording import plural
+
+    if args.to or args.variant:
+        raise UserError(f"{file.path} holds a network; --to and --variant are for a Segmenter")
+    found = convert_network(file, args.target)
+    print(f"{found.layout}: backbone and head, {plural(found.num_classes, 'class')}")
+    print(f"wrote {args.target}: {plural(len(found.tensors), 'tensor')}")
+    if found.config:
+        print(f"\nto use it, init: {args.target} and\n{as_yaml(found.config)}")
     return 0
 
 

@@ -6,13 +6,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import safetensors.torch
-import yaml
 from torch import Tensor
 
 from segtrain.errors import UserError
-from segtrain.files import write_bytes
-from segtrain.weights.describe import Architecture, architecture_of, square_grid
+from segtrain.weights.describe import Architecture, architecture_of
+from segtrain.weights.fit import POSITIONS
+from segtrain.weights.grids import Grid, square_grid
 from segtrain.weights.layouts import (
     MMSEGMENTATION,
     SEGMENTER,
@@ -24,10 +23,9 @@ from segtrain.weights.layouts import (
 )
 from segtrain.weights.official import NAME as VARIANT_NAME
 from segtrain.weights.official import Variant, read_variant
+from segtrain.weights.own import SUFFIX, as_yaml, check_target, stored_config, write_weights
 from segtrain.weights.read import WeightFile, read_weights
 
-SUFFIX = ".safetensors"
-Grid = tuple[int, int]
 # What MMSegmentation computes otherwise; its decoder has the eps of a plain LayerNorm.
 _MMSEGMENTATION_MODEL = {
     "layer_norm_eps": 1e-6,
@@ -60,9 +58,19 @@ class Converted:
     config: Mapping[str, Mapping[str, Any]]
     left_out: tuple[str, ...]
 
+    @property
+    def num_classes(self) -> int:
+        """K, 0 for an encoder alone."""
+        return self.architecture.num_classes
+
+    @property
+    def grids(self) -> dict[str, Grid]:
+        """Grids of tables, as `fit.load_into` takes them."""
+        return {POSITIONS: self.grid} if self.grid else {}
+
     def yaml(self) -> str:
         """The sections as YAML."""
-        return yaml.safe_dump(json.loads(json.dumps(self.config)), sort_keys=False).rstrip()
+        return as_yaml(self.config)
 
 
 def understand(file: WeightFile, *, variant: Path | None = None) -> Converted:
@@ -98,12 +106,12 @@ def understand(file: WeightFile, *, variant: Path | None = None) -> Converted:
 
 
 def convert(
-    source: Path, target: Path, *, layout: str = SEGMENTER, variant: Path | None = None
+    source: Path | WeightFile, target: Path, *, layout: str = SEGMENTER, variant: Path | None = None
 ) -> Converted:
     """Write weights in another layout; our own carries grid and configuration as text fields.
 
     Args:
-        source: Weights of the authors, MMSegmentation, timm or ours.
+        source: Weights of the authors, MMSegmentation, timm or ours; a file, or what it holds.
         target: A .safetensors; its folder is made, an existing file is replaced.
         layout: Names to write, one of `layouts.LAYOUTS`.
         variant: As in `understand`.
@@ -114,18 +122,16 @@ def convert(
     Raises:
         UserError: If the file cannot be read or translated, or `target` is no .safetensors.
     """
-    if target.suffix != SUFFIX:
-        raise UserError(f"OUT must end in {SUFFIX}, got {target}; name it {target.stem}{SUFFIX}")
-    found = understand(read_weights(source), variant=variant)
-    metadata = {"format": "pt", "names": layout}
+    check_target(target)
+    file = source if isinstance(source, WeightFile) else read_weights(source)
+    found = understand(file, variant=variant)
+    metadata = {"names": layout}
     if layout == SEGMENTER:
         metadata["config"] = json.dumps(found.config)
         if found.grid:
             metadata["grid"] = "x".join(map(str, found.grid))
     tensors = from_segmenter(found.tensors, layout)
-    whole = {name: value.contiguous().clone() for name, value in tensors.items()}
-    target.parent.mkdir(parents=True, exist_ok=True)
-    write_bytes(target, safetensors.torch.save(whole, metadata=metadata))
+    write_weights(target, tensors, metadata)
     return found
 
 
@@ -148,7 +154,7 @@ def _config(
     file: WeightFile, layout: str, found: Architecture, said: Variant | None
 ) -> dict[str, dict[str, Any]]:
     if "config" in file.metadata:
-        return _stored_config(file)
+        return stored_config(file)
     model = found.fields(num_heads=said.num_heads if said else None)
     if layout == MMSEGMENTATION:
         masked = found.decoder == "mask"
@@ -158,14 +164,3 @@ def _config(
         return {"model": model, "data": {"normalisation": normalisation}}
     model |= _OFFICIAL_MODEL | said.model
     return {"model": model, "data": dict(said.data), "eval": dict(said.eval)}
-
-
-def _stored_config(file: WeightFile) -> dict[str, dict[str, Any]]:
-    """What our files say of themselves."""
-    try:
-        content = json.loads(file.metadata["config"])
-    except ValueError:
-        content = None
-    if not isinstance(content, dict) or not all(isinstance(v, dict) for v in content.values()):
-        raise UserError(f"{file.path}: its text field config is no JSON of sections; write it anew")
-    return content

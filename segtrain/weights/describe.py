@@ -3,7 +3,6 @@
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from math import isqrt
 from typing import Any
 
 from torch import Tensor
@@ -102,19 +101,6 @@ def architecture_of(tensors: Mapping[str, Tensor]) -> Architecture:
         decoder_layers=layers["decoder"],
         num_classes=num_classes,
     )
-
-
-def square_grid(count: int) -> tuple[int, int] | None:
-    """The square of so many cells.
-
-    Args:
-        count: Number of cells.
-
-    Returns:
-        (h, w), None where there is none.
-    """
-    side = isqrt(max(count, 0))
-    return (side, side) if side and side * side == count else None
 
 
 def _decoder(tensors: Mapping[str, Tensor]) -> tuple[str, int]:

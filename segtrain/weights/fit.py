@@ -2,18 +2,19 @@
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from types import MappingProxyType
 
 from torch import Tensor
 
-from ctxops.position import resize_position_embedding
 from segtrain.errors import UserError
 from segtrain.models.network import Network
 from segtrain.models.segmenter import SegmenterModel
-from segtrain.weights.describe import square_grid
+from segtrain.weights.grids import Grid, fitted, tables_of
 from segtrain.wording import first_of
 
-POSITIONS = "encoder.pos_embed"
+POSITIONS = "encoder.pos_embed"  # of a Segmenter
+NO_GRIDS: Mapping[str, Grid] = MappingProxyType({})
 _COLUMNS = ("part", "matched", "missing", "wrong shape", "unexpected")
 _EXAMPLES = 3
 
@@ -30,7 +31,7 @@ class Fit:
         unexpected: In the file only.
         wrong_shape: In both, of different shapes: name -> (in the file, in the model).
         reinitialised: Of the model, kept at their random start since the classes are others.
-        resized: Old and new grid of the position table, None where it was taken as it is.
+        resized: Tables that were not taken as they are: name -> (what it is, old and new grid).
     """
 
     matched: tuple[str, ...]
@@ -38,7 +39,7 @@ class Fit:
     unexpected: tuple[str, ...] = ()
     wrong_shape: Mapping[str, tuple[Shape, Shape]]
     reinitialised: tuple[str, ...] = ()
-    resized: tuple[tuple[int, int], tuple[int, int]] | None = None
+    resized: Mapping[str, tuple[str, Grid, Grid]] = field(default_factory=dict)
 
     @property
     def complete(self) -> bool:
@@ -58,9 +59,8 @@ class Fit:
     def notes(self) -> list[str]:
         """What happened to tensors that were not taken as they are, a line each."""
         lines = []
-        if self.resized:
-            (h, w), (new_h, new_w) = self.resized
-            lines.append(f"position table resized from {h}x{w} to {new_h}x{new_w}")
+        for what, (h, w), (new_h, new_w) in self.resized.values():
+            lines.append(f"{what} resized from {h}x{w} to {new_h}x{new_w}")
         if self.reinitialised:
             lines.append(f"other classes, so these start anew: {', '.join(self.reinitialised)}")
         return lines
@@ -94,7 +94,7 @@ def load_into(
     *,
     source: str,
     parts: tuple[str, ...] = ("encoder.", "decoder."),
-    grid: tuple[int, int] | None = None,
+    grids: Mapping[str, Grid] = NO_GRIDS,
     new_classes: bool = False,
 ) -> Fit:
     """Load tensors under our names into a model, all of them or none.
@@ -104,8 +104,7 @@ def load_into(
         tensors: In our layout (`layouts.to_segmenter`).
         source: What messages call the file.
         parts: Beginnings of the names that shall be filled.
-        grid: Grid (h, w) of the file's position table. None: that of the model where it has as
-            many cells, else a square.
+        grids: Grids (h, w) of the file's tables, as far as they are known; else as `fitted` says.
         new_classes: Whether tensors of another number of classes may start at random.
 
     Returns:
@@ -114,7 +113,7 @@ def load_into(
     Raises:
         UserError: If tensors are missing, left over or of another shape; nothing is loaded then.
     """
-    given, fit = _prepared(model, tensors, source, parts, grid, new_classes)
+    given, fit = _prepared(model, tensors, source, parts, grids, new_classes)
     if not fit.complete:
         raise UserError(f"{source} does not fit the model:\n{fit.table()}")
     model.load_state_dict({name: given[name] for name in fit.matched}, strict=False)
@@ -122,12 +121,12 @@ def load_into(
 
 
 def compare(
-    model: SegmenterModel,
+    model: SegmenterModel | Network,
     tensors: Mapping[str, Tensor],
     *,
     source: str,
     parts: tuple[str, ...] = ("encoder.", "decoder."),
-    grid: tuple[int, int] | None = None,
+    grids: Mapping[str, Grid] = NO_GRIDS,
 ) -> Fit:
     """What `load_into` would find; nothing is loaded, so the model may be on the meta device.
 
@@ -136,15 +135,15 @@ def compare(
         tensors: As in `load_into`.
         source: As in `load_into`.
         parts: As in `load_into`.
-        grid: As in `load_into`.
+        grids: As in `load_into`.
 
     Returns:
         What fits and what does not.
 
     Raises:
-        UserError: If the grid of the position table is unknown.
+        UserError: If the grid of a table is unknown.
     """
-    return _prepared(model, tensors, source, parts, grid, False)[1]
+    return _prepared(model, tensors, source, parts, grids, False)[1]
 
 
 def _prepared(
@@ -152,14 +151,17 @@ def _prepared(
     tensors: Mapping[str, Tensor],
     source: str,
     parts: tuple[str, ...],
-    grid: tuple[int, int] | None,
+    grids: Mapping[str, Grid],
     new_classes: bool,
 ) -> tuple[dict[str, Tensor], Fit]:
-    """The tensors with positions for the model's grid, and how they fit."""
+    """The tensors with tables for the model's grids, and how they fit."""
     given = {n: v for n, v in tensors.items() if n.startswith(parts)}
-    resized = None
-    if POSITIONS in given and isinstance(model, SegmenterModel):
-        given[POSITIONS], resized = _positions(model, given[POSITIONS], grid, source)
+    resized = {}
+    tables = {name: table for name, table in tables_of(model).items() if name in given}
+    for name, table in tables.items():
+        given[name], grid_change = fitted(given[name], table, grid=grids.get(name), source=source)
+        if grid_change is not None:
+            resized[name] = (table.what, *grid_change)
     file = {name: tuple(value.shape) for name, value in given.items()}
     state = {n: tuple(v.shape) for n, v in model.state_dict().items() if n.startswith(parts)}
     wrong = {n: (file[n], state[n]) for n in state if n in file and file[n] != state[n]}
@@ -173,27 +175,3 @@ def _prepared(
         resized=resized,
     )
     return given, fit
-
-
-def _positions(
-    model: SegmenterModel, table: Tensor, grid: tuple[int, int] | None, source: str
-) -> tuple[Tensor, tuple[tuple[int, int], tuple[int, int]] | None]:
-    """The position table for the model's grid, and the two grids where they differ."""
-    encoder = model.encoder
-    prefix, wanted = encoder.num_prefix, encoder.grid
-    if table.dim() != 3 or table.shape[-1] != encoder.pos_embed.shape[-1]:
-        return table, None  # the comparison of shapes will say so
-    count = table.shape[1] - prefix
-    if grid is None:
-        grid = wanted if count == wanted[0] * wanted[1] else square_grid(count)
-    if grid is None or grid[0] * grid[1] != count:
-        raise UserError(
-            f"{source}: the position table has {table.shape[1]} rows, expected {prefix} and a "
-            f"square grid, or one of {wanted[0]}x{wanted[1]}; check model.distilled and data.crop"
-        )
-    if grid == wanted:
-        return table, None
-    new = resize_position_embedding(
-        table, old_grid=grid, new_grid=wanted, num_prefix=prefix, mode=encoder.pos_embed_resize
-    )
-    return new, (grid, wanted)

@@ -44,7 +44,7 @@ def load_weights(model: nn.Module, path: str | Path, *, new_classes: bool = Fals
         )
     check_settings(model, found, str(path))
     return load_into(
-        model, found.tensors, source=str(path), grid=found.grid, new_classes=new_classes
+        model, found.tensors, source=str(path), grids=found.grids, new_classes=new_classes
     )
 
 
@@ -93,7 +93,7 @@ def load_encoder(model: SegmenterModel, config: SegmenterConfig) -> list[str]:
     else:
         file = WeightFile(path=Path(name), tensors=weights_of_timm(name))
     found = understand(file)
-    fit = load_into(model, found.tensors, source=name, parts=_ENCODER, grid=found.grid)
+    fit = load_into(model, found.tensors, source=name, parts=_ENCODER, grids=found.grids)
     return [f"encoder of {name}: {plural(len(fit.matched), 'tensor')}", *fit.notes()]
 
 

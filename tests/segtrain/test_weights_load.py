@@ -71,7 +71,7 @@ def test_other_classes_are_an_error_where_none_is_to_change(tmp_path):
 def test_positions_are_resized_by_grid(tmp_path):
     old, new = randomized(tiny(image_size=(16, 16))), tiny(image_size=(8, 12))
     fit = load_weights(new, saved(old, tmp_path))
-    assert fit.resized == ((4, 4), (2, 3))
+    assert fit.resized == {"encoder.pos_embed": ("position table", (4, 4), (2, 3))}
     expected = resize_position_embedding(
         old.encoder.pos_embed, old_grid=(4, 4), new_grid=(2, 3), num_prefix=1
     )
@@ -82,10 +82,10 @@ def test_positions_are_resized_by_grid(tmp_path):
 def test_as_many_positions_on_another_grid_are_resized():
     """4x4 has as many cells as 2x8: grids are compared, where the file's is known."""
     old, new = randomized(tiny(image_size=(16, 16))), tiny(image_size=(8, 32))
-    fit = load_into(new, old.state_dict(), source="file", grid=(4, 4))
-    assert fit.resized == ((4, 4), (2, 8))
+    fit = load_into(new, old.state_dict(), source="file", grids={"encoder.pos_embed": (4, 4)})
+    assert fit.resized == {"encoder.pos_embed": ("position table", (4, 4), (2, 8))}
     assert not torch.equal(new.encoder.pos_embed, old.encoder.pos_embed)
-    assert load_into(new, old.state_dict(), source="file").resized is None
+    assert load_into(new, old.state_dict(), source="file").resized == {}
 
 
 def test_a_grid_that_nobody_knows_is_an_error():
