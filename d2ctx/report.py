@@ -1,4 +1,4 @@
-"""`python -m d2ctx.report RUN [RUN ...]`: a table of results and a plot of losses and AP."""
+"""`python -m d2ctx.report RUN [RUN ...]`: a table of results, and a plot of losses and scores."""
 
 import argparse
 import sys
@@ -12,23 +12,32 @@ from tabulate import tabulate
 from d2ctx.errors import exit_code
 from d2ctx.runs import run_metrics, run_results
 
-TASKS = {"bbox": "box", "segm": "mask"}
-SCORES = ("AP", "AP50", "AP75")
+TASKS = {"bbox": "box", "segm": "mask", "panoptic_seg": "panoptic"}
+_AP, _PQ = ("AP", "AP50", "AP75"), ("PQ", "SQ", "RQ")
+# Task and score of each column.
+DETECTION = {(task, score): f"{TASKS[task]} {score}" for task in ("bbox", "segm") for score in _AP}
+PANOPTIC = {("panoptic_seg", score): score for score in _PQ}
+# What is plotted of each task, against the iteration.
+PLOTTED = {"bbox": "AP50", "segm": "AP50", "panoptic_seg": "PQ"}
+STYLES = {"bbox": "-", "segm": "--", "panoptic_seg": ":"}
 
 
 def results_table(runs: Sequence[Path]) -> str:
     """AP of every run, one line each, or one for each of its test sets.
 
+    Panoptic quality has columns where a run has it.
+
     Raises:
         UserError: If a folder is not an evaluated run.
     """
-    header = ["run"] + [f"{name} {score}" for name in TASKS.values() for score in SCORES]
-    rows = []
-    for run in runs:
-        for name, results in _by_line(run).items():
-            values = [results.get(task, {}).get(score) for task in TASKS for score in SCORES]
-            rows.append([name, *values])
-    return tabulate(rows, header, floatfmt=".1f")
+    lines = [line for run in runs for line in _by_line(run).items()]  # names may be alike
+    panoptic = any("panoptic_seg" in found for _, found in lines)
+    columns = DETECTION | (PANOPTIC if panoptic else {})
+    rows = [
+        [name, *(found.get(task, {}).get(score) for task, score in columns)]
+        for name, found in lines
+    ]
+    return tabulate(rows, ["run", *columns.values()], floatfmt=".1f")
 
 
 def _by_line(run: Path) -> dict[str, Any]:
@@ -39,7 +48,7 @@ def _by_line(run: Path) -> dict[str, Any]:
 
 
 def write_curves(runs: Sequence[Path], path: Path) -> Path:
-    """Plot total loss and AP50 against the iteration for one or several runs.
+    """Plot total loss, AP50 and PQ against the iteration for one or several runs.
 
     Args:
         runs: Output folders.
@@ -59,10 +68,9 @@ def write_curves(runs: Sequence[Path], path: Path) -> Path:
         for key in _score_keys(records):
             *dataset, task, _ = key.split("/")
             label = " ".join([run.name, *dataset, TASKS.get(task, task)])
-            style = f"C{color}o-" if task == "bbox" else f"C{color}o--"
-            score.plot(*_series(records, key), style, label=label)
+            score.plot(*_series(records, key), f"C{color}o{STYLES[task]}", label=label)
     loss.set(title="total loss", xlabel="iteration", yscale="log")
-    score.set(title="AP50 on the test sets", xlabel="iteration", ylim=(0, 100))
+    score.set(title="AP50 and PQ on the test sets", xlabel="iteration", ylim=(0, 100))
     for axes in (loss, score):
         axes.grid(alpha=0.3)
         if axes.lines:
@@ -72,7 +80,8 @@ def write_curves(runs: Sequence[Path], path: Path) -> Path:
 
 
 def _score_keys(records: list[dict[str, Any]]) -> list[str]:
-    return sorted({key for record in records for key in record if key.endswith("/AP50")})
+    ends = tuple(f"{task}/{score}" for task, score in PLOTTED.items())
+    return sorted({key for record in records for key in record if key.endswith(ends)})
 
 
 def _series(records: list[dict[str, Any]], key: str) -> tuple[list[int], list[float]]:
@@ -85,7 +94,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Command-line entry; see `--help`."""
     parser = argparse.ArgumentParser(
         prog="python -m d2ctx.report",
-        description="Print the AP of one or several runs and plot their losses and AP.",
+        description="Print the scores of one or several runs, and plot them with their losses.",
     )
     parser.add_argument("run", type=Path, nargs="+", help="output folder of a training run")
     parser.add_argument("--out", type=Path, help="plot to write (default: curves.png in the first)")

@@ -11,6 +11,7 @@ from d2ctx.report import main, results_table, write_curves
 
 BOX = {"AP": 41.04, "AP50": 62.5, "AP75": 44.9}
 MASK = {"AP": 36.26, "AP50": 58.1, "AP75": 38.7}
+PANOPTIC = {"PQ": 40.14, "SQ": 77.8, "RQ": 49.25, "PQ_th": 45.0, "PQ-sky": 80.0}
 RECORDS = [
     {"iteration": 19, "total_loss": 2.5},
     {"iteration": 39, "total_loss": 1.5, "bbox/AP50": 20.0, "segm/AP50": 10.0},
@@ -60,6 +61,12 @@ def test_table_holds_box_then_mask_scores_of_each_run(tmp_path):
     assert table(first, second) == [["first", *box, *mask], ["second", *mask, *box]]
 
 
+def test_runs_whose_folders_have_one_name_keep_their_lines(tmp_path):
+    (tmp_path / "other").mkdir()
+    runs = [write_run(folder / "run") for folder in (tmp_path, tmp_path / "other")]
+    assert [row[0] for row in table(*runs)] == ["run", "run"]
+
+
 def test_header_names_the_columns(tmp_path):
     header = results_table([write_run(tmp_path / "run")]).splitlines()[0]
     names = ["box AP", "box AP50", "box AP75", "mask AP", "mask AP50", "mask AP75"]
@@ -78,6 +85,23 @@ def test_several_test_sets_have_a_line_each(tmp_path):
         ["run", "easy", "41.0", "62.5", "44.9"],
         ["run", "hard", "36.3", "58.1", "38.7"],
     ]
+
+
+def test_panoptic_quality_has_columns_where_a_run_has_it(tmp_path):
+    detector = write_run(tmp_path / "detector", results={"bbox": BOX})
+    panoptic = write_run(tmp_path / "panoptic", results={"bbox": BOX, "panoptic_seg": PANOPTIC})
+    assert "PQ" not in results_table([detector])
+    assert results_table([detector, panoptic]).splitlines()[0].split()[-3:] == ["PQ", "SQ", "RQ"]
+    box = ["41.0", "62.5", "44.9"]
+    assert table(detector, panoptic) == [
+        ["detector", *box],
+        ["panoptic", *box, "40.1", "77.8", "49.2"],
+    ]
+
+
+def test_a_run_of_panoptic_quality_alone_is_one_line(tmp_path):
+    run = write_run(tmp_path / "run", results={"panoptic_seg": PANOPTIC})
+    assert table(run) == [["run", "40.1", "77.8", "49.2"]]
 
 
 # ---- curves ----------------------------------------------------------------------------------
@@ -108,6 +132,12 @@ def test_several_test_sets_have_a_curve_each(tmp_path, curves):
     records = [{"iteration": 9, "easy/bbox/AP50": 30.0, "hard/segm/AP50": 5.0}]
     _, score = curves(write_run(tmp_path / "run", records=records))
     assert score == {"run easy box": [[9, 30]], "run hard mask": [[9, 5]]}
+
+
+def test_panoptic_quality_is_drawn_too(tmp_path, curves):
+    records = [{"iteration": 9, "panoptic_seg/PQ": 30.0, "panoptic_seg/PQ_th": 5.0}]
+    _, score = curves(write_run(tmp_path / "run", records=records))
+    assert score == {"run panoptic": [[9, 30]]}
 
 
 # ---- command line ----------------------------------------------------------------------------
