@@ -9,7 +9,8 @@ oneDNN only through the operator that its compiler uses for linear layers; where
 from functools import cache
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.utils._python_dispatch import is_in_torch_dispatch_mode
 
 
 def product(a: Tensor, b: Tensor, bias: Tensor | None = None) -> Tensor:
@@ -29,6 +30,27 @@ def product(a: Tensor, b: Tensor, bias: Tensor | None = None) -> Tensor:
         out: Tensor = torch.ops.mkldnn._linear_pointwise(a, weight, bias, "none", [], "")
         return out
     return a @ b if bias is None else torch.addmm(bias, a, b)
+
+
+def is_plain_float32(*tensors: Tensor) -> bool:
+    """Whether hand-written passes for float32 on a CPU may be taken.
+
+    Args:
+        *tensors: What they would work on.
+
+    Returns:
+        False inside torch.compile and torch.export, under autocast, for other dtypes, devices and
+        subclasses of tensors, where oneDNN is missing, and where somebody looks at every operator,
+        such as PyTorch's counter of multiplications, which does not know the hand-written ones.
+    """
+    if torch.compiler.is_compiling() or is_in_torch_dispatch_mode():
+        return False
+    if torch.is_autocast_enabled("cpu"):
+        return False
+    return _has_onednn_linear() and all(
+        type(x) in (Tensor, nn.Parameter) and x.device.type == "cpu" and x.dtype == torch.float32
+        for x in tensors
+    )
 
 
 @cache

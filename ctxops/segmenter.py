@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from ctxops.checks import check_choice, check_positive, check_tokens
 from ctxops.init import trunc_normal_
+from ctxops.linear import Linear, linear
 from ctxops.precision import autocast_off, widen
 from ctxops.resize import crop, resize_bilinear
 from ctxops.similarity import l2_normalize
@@ -61,7 +62,7 @@ class LinearDecoder(nn.Module):
         check_positive(in_channels, "in_channels")
         check_positive(num_classes, "num_classes")
         self.in_channels = in_channels
-        self.head = trunc_normal_(nn.Linear(in_channels, num_classes))
+        self.head = trunc_normal_(Linear(in_channels, num_classes))
 
     def forward(self, tokens: Tensor, grid: tuple[int, int]) -> Tensor:
         """Score the patches.
@@ -125,7 +126,7 @@ class MaskTransformer(nn.Module):
         check_positive(num_classes, "num_classes")
         self.in_channels, self.num_classes = in_channels, num_classes
         self.normalize_classes = normalize_classes
-        self.proj_dec = trunc_normal_(nn.Linear(in_channels, embed_dim))
+        self.proj_dec = trunc_normal_(Linear(in_channels, embed_dim))
         self.cls_emb = nn.Parameter(
             nn.init.trunc_normal_(torch.empty(1, num_classes, embed_dim), std=0.02)
         )
@@ -181,7 +182,7 @@ class MaskTransformer(nn.Module):
         for block in self.blocks:
             x = block(x)
         x = self.decoder_norm(x)
-        patches = x[:, : -self.num_classes] @ self.proj_patch  # [B, T, d]
+        patches = linear(x[:, : -self.num_classes], self.proj_patch.t())  # [B, T, d]
         classes = x[:, -self.num_classes :] @ self.proj_classes  # [B, K, d]
         with autocast_off(x):
             patches = l2_normalize(patches, dim=-1)
@@ -245,7 +246,8 @@ class Segmenter(nn.Module):
         """
         padded = pad_to_multiple(image, self.encoder.patch_size)
         patch_logits = self.decoder(self.encoder(padded), self._grid_of(padded))
-        logits = resize_bilinear(patch_logits, padded.shape[2:], align_corners=False)
+        # Where channels come last, resizing would copy all of its result once more.
+        logits = resize_bilinear(patch_logits.contiguous(), padded.shape[2:], align_corners=False)
         return crop(logits, image.shape[2:])
 
     def attention_map(self, image: Tensor, *, part: str = "encoder", layer: int = -1) -> Tensor:

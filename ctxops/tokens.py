@@ -9,7 +9,9 @@ from torch import Tensor, nn
 from ctxops.checks import check_divides, check_map, check_positive, check_probability, check_tokens
 from ctxops.drop import DropPath
 from ctxops.init import trunc_normal_
+from ctxops.linear import Linear, gelu_linear
 from ctxops.precision import autocast_off, widen
+from ctxops.softmax_chunks import chunked_attention, takes_chunks
 
 MLP_RATIO = 4
 
@@ -124,8 +126,8 @@ class SelfAttention(nn.Module):
         check_probability(dropout, "dropout")
         self.num_heads = num_heads
         self.dropout = dropout
-        self.qkv = trunc_normal_(nn.Linear(embed_dim, 3 * embed_dim))
-        self.proj = trunc_normal_(nn.Linear(embed_dim, embed_dim))
+        self.qkv = trunc_normal_(Linear(embed_dim, 3 * embed_dim))
+        self.proj = trunc_normal_(Linear(embed_dim, embed_dim))
 
     def forward(self, x: Tensor) -> Tensor:
         """Attend.
@@ -137,9 +139,13 @@ class SelfAttention(nn.Module):
             [B, N, d].
         """
         dropout = self.dropout if self.training else 0.0
-        query, key, value = self._heads(x)
-        out = F.scaled_dot_product_attention(query, key, value, dropout_p=dropout)
-        out = out.transpose(1, 2).flatten(2)  # [B, N, d]
+        qkv = self._packed(x)
+        if takes_chunks(qkv):
+            out = chunked_attention(qkv, dropout_p=dropout).flatten(2)  # [B, N, d]
+        else:
+            query, key, value = _split(qkv)
+            out = F.scaled_dot_product_attention(query, key, value, dropout_p=dropout)
+            out = out.transpose(1, 2).flatten(2)  # [B, N, d]
         return F.dropout(self.proj(out), self.dropout, self.training)
 
     def attention_map(self, x: Tensor) -> Tensor:
@@ -156,13 +162,21 @@ class SelfAttention(nn.Module):
 
     def _heads(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Query, key and value, each [B, h, N, d / h]."""
-        qkv = self.qkv(x).unflatten(-1, (3, self.num_heads, -1))  # [B, N, 3, h, d / h]
-        query, key, value = qkv.permute(2, 0, 3, 1, 4).unbind(0)
-        return query, key, value
+        return _split(self._packed(x))
+
+    def _packed(self, x: Tensor) -> Tensor:
+        """Query, key and value side by side, [B, N, 3, h, d / h]."""
+        return self.qkv(x).unflatten(-1, (3, self.num_heads, -1))
 
     def extra_repr(self) -> str:
         """What `print` shows."""
         return f"num_heads={self.num_heads}, dropout={self.dropout}"
+
+
+def _split(qkv: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Query, key and value, each [B, h, N, d / h]."""
+    query, key, value = qkv.permute(2, 0, 3, 1, 4).unbind(0)
+    return query, key, value
 
 
 class MLP(nn.Module):
@@ -183,8 +197,8 @@ class MLP(nn.Module):
         check_positive(embed_dim, "embed_dim")
         check_positive(hidden_dim, "hidden_dim")
         check_probability(dropout, "dropout")
-        self.fc1 = trunc_normal_(nn.Linear(embed_dim, hidden_dim))
-        self.fc2 = trunc_normal_(nn.Linear(hidden_dim, embed_dim))
+        self.fc1 = trunc_normal_(Linear(embed_dim, hidden_dim))
+        self.fc2 = trunc_normal_(Linear(hidden_dim, embed_dim))
         self.dropout = nn.Dropout(dropout)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -196,7 +210,16 @@ class MLP(nn.Module):
         Returns:
             [B, N, d].
         """
-        return self.dropout(self.fc2(self.dropout(F.gelu(self.fc1(x)))))
+        hidden = self.fc1(x)
+        if (self.training and self.dropout.p > 0) or not _is_bare(self.fc2):
+            return self.dropout(self.fc2(self.dropout(F.gelu(hidden))))
+        return gelu_linear(hidden, self.fc2.weight, self.fc2.bias)
+
+
+def _is_bare(layer: nn.Module) -> bool:
+    """Whether nobody has replaced the layer (by an adapter) or hooked himself onto its call."""
+    hooks = (layer._forward_pre_hooks, layer._forward_hooks, layer._backward_hooks)
+    return type(layer) is Linear and not any(hooks)
 
 
 class TransformerBlock(nn.Module):
