@@ -18,7 +18,7 @@ CONFIGS = ROOT / "configs" / "seg"
 FILES = sorted(str(path.relative_to(CONFIGS)) for path in CONFIGS.rglob("*.yaml"))
 RUNS = [name for name in FILES if not name.startswith("_base_/")]
 PAPER = [n for n in RUNS if n.startswith(("segmenter/ade20k", "segmenter/cont", "segmenter/city"))]
-ABLATIONS = [name for name in RUNS if "/ablations/" in name]
+ABLATIONS = [name for name in RUNS if name.startswith("segmenter/ablations/")]
 # data -> crop, base size, rate, batch, iterations, stride (Segmenter, Sec. 4.2).
 RECIPES = {
     "ade20k": ((512, 512), (2048, 512), 1e-3, 8, 160_000, 480),
