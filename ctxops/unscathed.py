@@ -8,6 +8,7 @@ Letters: B batch, C channels of the backbone map, D pyramid width, H W map, k wi
 
 from collections.abc import Mapping, Sequence
 
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ctxops.checks import check_map, check_odd, check_positive
@@ -54,6 +55,38 @@ class GlobalConvolution(nn.Module):
         """
         check_map(x, "x", channels=self.channels)
         return self.column_first(x) + self.row_first(x)
+
+
+class ThinConvolution(nn.Conv2d):
+    """Convolution with a window of one row or one column that keeps the size, without bias.
+
+    oneDNN's gradient of a window of 31 x 1 writes beyond its memory for maps of 10 to 16 rows
+    (PyTorch 2.15, AVX-512), so that the process crashes now or later. Rows of zeros that are cut
+    off again keep it away and change nothing: the padding is zeros as well.
+
+    Args:
+        channels: D.
+        window: (k, 1) or (1, k), k odd.
+    """
+
+    def __init__(self, *, channels: int, window: tuple[int, int]) -> None:
+        padding = window[0] // 2, window[1] // 2
+        super().__init__(channels, channels, window, padding=padding, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Convolve.
+
+        Args:
+            x: Map [B, D, H, W].
+
+        Returns:
+            Map [B, D, H, W].
+        """
+        rows = x.shape[2]
+        lacking = max(self.kernel_size[0] // 2 + 2 - rows, 0)
+        if not lacking or self.kernel_size[0] == 1:
+            return super().forward(x)
+        return super().forward(F.pad(x, [0, 0, 0, lacking]))[:, :, :rows]
 
 
 class _BranchPyramid(nn.Module):
@@ -204,8 +237,7 @@ def _pointwise(in_channels: int, out_channels: int, norm: str) -> ConvNorm:
 def _thin_pair(channels: int, first: tuple[int, int]) -> nn.Sequential:
     """Convolution with the given window, then one with the window turned."""
     pair = nn.Sequential()
-    for name, size in (("first", first), ("second", first[::-1])):
-        padding = size[0] // 2, size[1] // 2
-        conv = nn.Conv2d(channels, channels, size, padding=padding, bias=False)
+    for name, window in (("first", first), ("second", first[::-1])):
+        conv = ThinConvolution(channels=channels, window=window)
         pair.add_module(name, fan_in_uniform_(conv))
     return pair

@@ -33,6 +33,38 @@ def test_global_convolution_equals_its_definition(kernel_size, size):
     assert row.first.weight.shape[2:] == column.second.weight.shape[2:] == (1, kernel_size)
 
 
+@pytest.mark.parametrize("rows", [1, 9, 16, 17, 33])
+def test_a_long_window_on_few_rows(rows):
+    """Zeros that are added and cut off again change neither the output nor the gradients."""
+    module = lively(GlobalConvolution(channels=2, kernel_size=31))
+    x = torch.randn(2, 2, rows, 3, dtype=torch.float64, requires_grad=True)
+    plain = [
+        F.conv2d(F.conv2d(x, a.weight, padding=a.padding), b.weight, padding=b.padding)
+        for a, b in (module.column_first, module.row_first)
+    ]
+    actual, expected = module(x), plain[0] + plain[1]
+    close(actual, expected)
+    leaves = [x, *module.parameters()]
+    noise = torch.randn_like(actual)
+    wanted = torch.autograd.grad(expected, leaves, noise)
+    for found, right in zip(torch.autograd.grad(actual, leaves, noise), wanted, strict=True):
+        close(found, right)
+
+
+def test_the_convolution_never_sees_few_rows(monkeypatch):
+    """Those for which oneDNN's gradient is known to write beyond its memory."""
+    seen = []
+    plain = nn.Conv2d.forward
+    monkeypatch.setattr(
+        nn.Conv2d, "forward", lambda self, x: (seen.append(x.shape[2]), plain(self, x))[1]
+    )
+    for rows in (1, 10, 16, 17, 40):
+        GlobalConvolution(channels=2, kernel_size=31)(torch.randn(1, 2, rows, 3))
+    columns = [one for one in seen if one not in (1, 10, 16)]
+    assert len(seen) == 20
+    assert columns == [17] * 10 + [40] * 4
+
+
 def test_unscathed_pyramid_equals_its_definition():
     module, x = lively(tiny(UnscathedPyramid, kernel_sizes=(1, 5))), backbone_map(batch=2)
     weights = module.state_dict()
