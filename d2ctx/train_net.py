@@ -14,7 +14,7 @@ from torch.multiprocessing import ProcessExitedException
 from d2ctx.config import load_config
 from d2ctx.errors import exit_code
 from d2ctx.files import write_json
-from d2ctx.preflight import check_run
+from d2ctx.preflight import check_levels, check_run
 from d2ctx.registration import register, register_datasets
 from d2ctx.runs import start_run
 from d2ctx.trainer import Trainer
@@ -85,6 +85,7 @@ def _checked_launch(args: argparse.Namespace) -> None:
         num_gpus=args.num_gpus,
         num_machines=args.num_machines,
     )
+    check_levels(cfg)
     print("\n".join(lines))
     if args.num_gpus * args.num_machines <= 1:
         run(cfg, eval_only=args.eval_only, resume=args.resume)

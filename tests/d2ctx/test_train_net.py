@@ -171,6 +171,14 @@ def wrong_class_count(launch):
     return ["MODEL.ROI_HEADS.NUM_CLASSES", 80]
 
 
+def unknown_lateral(launch):
+    return ["MODEL.A2FPN.LATERAL", "mcg"]
+
+
+def absent_level(launch):
+    return ["MODEL.RPN.IN_FEATURES", "['p7']"]
+
+
 @pytest.mark.parametrize(
     ("mistake", "message"),
     [
@@ -179,6 +187,8 @@ def wrong_class_count(launch):
         (unknown_key, "unknown key SOLVER.MAX_ITR; did you mean SOLVER.MAX_ITER?"),
         (absent_device, "no CUDA device is available here; add MODEL.DEVICE cpu"),
         (wrong_class_count, "toy_train has 3 classes (disc, square, star)"),
+        (unknown_lateral, "MODEL.A2FPN: lateral"),
+        (absent_level, "MODEL.RPN.IN_FEATURES names ['p7'], but build_resnet_a2fpn_backbone gives"),
     ],
 )
 def test_a_mistake_is_one_line_before_any_file_is_written(
@@ -200,15 +210,15 @@ def foreign_weights(folder):
     return ["MODEL.WEIGHTS", path]
 
 
-def unknown_lateral(folder):
-    return ["MODEL.A2FPN.LATERAL", "mcg"]
+def boxes_by_class(folder):
+    return ["MODEL.ROI_HEADS.NAME", "ContextCascadeROIHeads"]
 
 
 @pytest.mark.parametrize(
     ("mistake", "message"),
     [
         (foreign_weights, "foreign.pth does not fit the model: 0% of its tensors have a place"),
-        (unknown_lateral, "MODEL.A2FPN: lateral"),
+        (boxes_by_class, "ContextCascadeROIHeads refines class-agnostic boxes; set MODEL.ROI_BOX"),
     ],
 )
 def test_a_mistake_that_only_the_model_shows_ends_before_the_first_step(
