@@ -15,6 +15,7 @@ from contextlib import contextmanager
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
@@ -100,8 +101,10 @@ class Inferencer:
         normalisation: "vit" or "imagenet": what the pixels are normalised with.
         device: Where the model is.
         mode: "slide" for windows, "whole" for one forward pass of each view.
-        window: Side of a window; views that are smaller are enlarged to it.
+        window: Side of a window.
         stride: Pixels from one window to the next.
+        pad: What is done with views that are smaller than a window: "resize" enlarges them as
+            `at_least`, "zero" fills them up at the right and at the bottom.
         window_batch: Windows of one forward pass.
         ratios: Scales of the views.
         flip: Whether each view is seen mirrored as well.
@@ -123,6 +126,7 @@ class Inferencer:
         mode: str = "slide",
         window: int = 512,
         stride: int = 480,
+        pad: str = "resize",
         window_batch: int = 4,
         ratios: Sequence[float] = (1.0,),
         flip: bool = False,
@@ -132,10 +136,11 @@ class Inferencer:
     ) -> None:
         _check_name("mode", mode, ("slide", "whole"))
         _check_name("normalisation", normalisation, tuple(NORMALISATIONS))
+        _check_name("pad", pad, ("resize", "zero"))
         _check_name("precision", precision, ("fp32", "bf16"))
         window_starts(window, window=window, stride=stride)
         self.model, self.num_classes, self.device = model, num_classes, torch.device(device)
-        self.mode, self.window, self.stride = mode, window, stride
+        self.mode, self.window, self.stride, self.pad = mode, window, stride, pad
         self.window_batch, self.ratios, self.flip = window_batch, tuple(ratios), flip
         self.base_size, self.flip_pairs, self.precision = base_size, tuple(flip_pairs), precision
         self.normalisation = normalisation
@@ -190,7 +195,8 @@ class Inferencer:
         Returns:
             Plain values.
         """
-        windows = {"window": self.window, "stride": self.stride} if self.mode == "slide" else {}
+        slides = {"window": self.window, "stride": self.stride, "pad": self.pad}
+        windows = slides if self.mode == "slide" else {}
         return {
             "mode": self.mode,
             **windows,
@@ -208,13 +214,17 @@ class Inferencer:
             view: Normalised image [3, h, w].
 
         Returns:
-            float32 [K, h', w'], of a view that was too small for a window enlarged.
+            float32 [K, h, w]; larger where the view was enlarged.
 
         Raises:
             UserError: If the model has another number of classes.
         """
         if self.mode == "whole":
             return self._forward(view[None])[0]
+        if self.pad == "zero":
+            height, width = view.shape[1:]
+            lacking = [0, max(self.window - width, 0), 0, max(self.window - height, 0)]
+            return self._slide(F.pad(view, lacking))[:, :height, :width]
         size = at_least(view.shape[1:], self.window)
         if size != tuple(view.shape[1:]):
             view = resize_bilinear(view[None], size, align_corners=False)[0]

@@ -5,6 +5,7 @@ from typing import Annotated, Literal
 
 from segtrain.config.base import (
     Byte,
+    Count,
     CountOrZero,
     FromList,
     Positive,
@@ -41,7 +42,7 @@ class FolderConfig(Section):
     """Value of the masks -> class, or 255 for ignored; a value that is not listed is an error."""
 
     binary: bool = False
-    """Two classes: 0 is class 0, every other value (255 as well) is class 1."""
+    """Two classes: 0 is class 0, 1 or 255 is class 1; greys between them are refused."""
 
     palette: dict[Text, Colour] | None = None
     """Class name -> colour, for masks that are RGB pictures."""
@@ -75,6 +76,10 @@ class DataConfig(Section):
 
     train_split: Text = "train"
     """Split to train on."""
+
+    train_images: Count | None = None
+    """How many images of `train_split` to train on, drawn by `train.seed`; fewer are always some of
+    the more. null takes all."""
 
     val_split: Text = "val"
     """Split to evaluate on."""

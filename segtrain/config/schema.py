@@ -145,6 +145,10 @@ class TrainConfig(Section):
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
     """Type of the activations."""
 
+    parallel: Literal["ddp", "fsdp"] = "ddp"
+    """With several processes: `ddp` keeps the whole model in each, `fsdp` spreads weights,
+    gradients and optimizer over them, for models that are too large."""
+
     ema_decay: Rate = 0.0
     """Decay of the running average of the weights that is evaluated; 0 keeps none."""
 
@@ -185,6 +189,19 @@ class TrainConfig(Section):
                 f"micro_batch {self.micro_batch} must divide global_batch {self.global_batch}; "
                 f"write micro_batch: {_divisor_below(self.global_batch, self.micro_batch)}"
             )
+        if self.parallel == "fsdp":
+            # What nobody has proven to be right in shards.
+            not_sharded = {
+                "ema_decay": (self.ema_decay > 0, "0"),
+                "compile": (self.compile, "false"),
+                "channels_last": (self.channels_last, "false"),
+                "precision": (self.precision == "fp16", "bf16"),
+            }
+            for key, (used, fix) in not_sharded.items():
+                if used:
+                    value = getattr(self, key)
+                    said = str(value).lower() if value is True else value
+                    yield f"parallel fsdp does not go with {key} {said}; write {key}: {fix}"
 
 
 class EvalConfig(Section):
@@ -198,6 +215,10 @@ class EvalConfig(Section):
 
     stride: Count | None = None
     """Pixels from one window to the next; null takes the window less 32, at least half of it."""
+
+    pad: Literal["resize", "zero"] = "resize"
+    """What is done with an image that is smaller than a window: enlarge it (Segmenter), or fill up
+    right and bottom with zeros (UN-EPT)."""
 
     window_batch: Count = 4
     """Windows of one forward pass."""

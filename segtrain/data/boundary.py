@@ -13,7 +13,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-IGNORE_INDEX = 255
+from segtrain.data.labels import IGNORE_INDEX
+
 # Distance of a class that fills the crop, to whose border no finite distance exists.
 FAR = 250.0
 # A shorter gradient has no direction.

@@ -17,6 +17,8 @@ from segtrain.data.transforms import EvalImage, TrainTransform
 from segtrain.errors import UserError
 from segtrain.normalisation import NORMALISATIONS
 
+_SUBSET = 3  # keeps the choice of images apart from other uses of the seed
+
 
 class Transform(Protocol):
     """What turns image uint8 [3, H, W] and label uint8 [H, W] into float32 and int64 of a size."""
@@ -41,6 +43,10 @@ class SegDataset(Dataset[dict[str, Any]]):
         transform: Augmentation; None gives uint8 [3, H, W] and int64 [H, W] as they are.
         seed: Seed of the augmentation.
         targets: What else the loss needs, made from the transformed label; None: nothing.
+        images: How many to take, drawn by the seed; None takes all.
+
+    Raises:
+        UserError: If the split has not so many images.
     """
 
     def __init__(
@@ -51,10 +57,16 @@ class SegDataset(Dataset[dict[str, Any]]):
         *,
         seed: int = 0,
         targets: Targets | None = None,
+        images: int | None = None,
     ) -> None:
         self.layout, self.split, self.transform, self.seed = layout, split, transform, seed
         self.targets = targets
-        self.samples = layout.samples(split)
+        every = layout.samples(split)
+        # What an image goes through does not depend on which others there are.
+        self.numbers = list(range(len(every)))
+        if images is not None:
+            self.numbers = _drawn(len(every), images, seed, split)
+        self.samples = [every[number] for number in self.numbers]
 
     def __len__(self) -> int:
         return len(self.samples)
@@ -84,10 +96,21 @@ class SegDataset(Dataset[dict[str, Any]]):
         if self.transform is None:
             label = label.long()
         else:
-            generator = generator_of(self.seed, epoch, index)
+            generator = generator_of(self.seed, epoch, self.numbers[index])
             image, label = self.transform(image, label, generator)
         more = self.targets(label) if self.targets else {}
         return {"image": image, "label": label, "name": sample.name, "index": index, **more}
+
+
+def _drawn(total: int, images: int, seed: int, split: str) -> list[int]:
+    """The same images for the same seed, in order; the first ones of one shuffled list."""
+    if images > total:
+        raise UserError(
+            f"data.train_images {images} is more than the {total} images of {split}; write "
+            "data.train_images: null for all"
+        )
+    order = torch.randperm(total, generator=generator_of(seed, _SUBSET))
+    return sorted(order[:images].tolist())
 
 
 def generator_of(*numbers: int) -> torch.Generator:

@@ -59,6 +59,7 @@ def build_inferencer(
         mode=config.eval.mode,
         window=window,
         stride=stride,
+        pad=config.eval.pad,
         window_batch=config.eval.window_batch,
         ratios=config.eval.ratios,
         flip=config.eval.flip,

@@ -28,6 +28,7 @@ FREE = (
     "train.checkpoint_every",
     "train.keep",
     "train.log_every",
+    "train.parallel",
     "train.tensorboard",
 )
 

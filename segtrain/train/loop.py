@@ -176,7 +176,7 @@ class Run:
 
     def evaluate(self) -> None:
         """Evaluate, and keep the weights where they are the best so far."""
-        model, step = self.state.evaluated_model, self.state.step
+        model, step = self.state.evaluated_model(), self.state.step
         with generators_kept(), self.meter.paused():
             scores = self.feed.evaluate(model.eval())
         self.state.model.train()
@@ -184,9 +184,10 @@ class Run:
         if best is None or _rank(scores["miou"]) > _rank(best["miou"]):
             best = {"step": step, "miou": scores["miou"]}
         self.results = {"step": step, "best": best, **scores}
+        exported = self.export(model)
         if dist.is_main():
             if best["step"] == step:
-                save_best(self.folder, *self.export())
+                save_best(self.folder, *exported)
             write_json(self.folder / RESULTS_NAME, self.results)
         self.write("evaluate", scores)
         self.progress.note(f"step {step}  mIoU {scores['miou']:.4f}  best {best['miou']:.4f}")
@@ -198,15 +199,15 @@ class Run:
         self.meter.check()
         with self.meter.paused():
             content = {"config": self.config.model_dump(), **self.state.state_dict()}
+            exported = self.export(self.state.evaluated_model())
             if dist.is_main():
-                save_checkpoint(self.folder, content, *self.export(), keep=self.options.keep)
+                save_checkpoint(self.folder, content, *exported, keep=self.options.keep)
             dist.barrier()
         self.saved = self.state.step
         self.write("save", {})
 
-    def export(self) -> tuple[dict[str, Tensor], dict[str, str]]:
-        """Weights to use elsewhere, and the text fields of their file."""
-        model = self.state.evaluated_model
+    def export(self, model: nn.Module) -> tuple[dict[str, Tensor], dict[str, str]]:
+        """Weights of the model to use elsewhere, and the text fields of their file."""
         return model.state_dict(), weight_text(model, self.config, self.state.step)
 
     def is_due(self, every: int | None) -> bool:

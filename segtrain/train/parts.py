@@ -48,6 +48,7 @@ def build_parts(config: RunConfig, device: torch.device, restoring: bool) -> Par
         build_train_transform(config.data, layout, normalisation=model.normalisation),
         seed=config.train.seed,
         targets=further_labels(config),
+        images=config.data.train_images,
     )
     return Parts(
         model=model,

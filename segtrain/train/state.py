@@ -14,6 +14,7 @@ from segtrain.errors import UserError
 from segtrain.optim import build_optimizer
 from segtrain.train.ema import build_average
 from segtrain.train.rng import generator_state, set_generator_state
+from segtrain.train.sharding import Sharding, check_sharding
 from segtrain.wording import plural
 
 if TYPE_CHECKING:
@@ -32,6 +33,7 @@ class TrainingState:
         optimizer: Over the parameters of `model`.
         scaler: Of the loss; does nothing but with fp16.
         average: Running average of the weights, or None.
+        sharding: What knows the whole of a model in shards; None where every process has it.
         step: Updates done.
     """
 
@@ -40,11 +42,17 @@ class TrainingState:
     optimizer: torch.optim.Optimizer
     scaler: torch.amp.GradScaler
     average: AveragedModel | None = None
+    sharding: Sharding | None = None
     step: int = 0
 
-    @property
     def evaluated_model(self) -> nn.Module:
-        """What is evaluated and exported: the average, where one is kept."""
+        """What is evaluated and exported; a call of all processes.
+
+        Returns:
+            The average, where one is kept; a whole copy, where the model is in shards.
+        """
+        if self.sharding is not None:
+            return self.sharding.whole_model()
         return self.model if self.average is None else self.average.module
 
     def gradients_stay_here(self, here: bool) -> AbstractContextManager[Any]:
@@ -73,10 +81,14 @@ class TrainingState:
         Returns:
             What `load_state_dict` takes.
         """
+        if self.sharding is None:
+            model, optimizer = self.model.state_dict(), self.optimizer.state_dict()
+        else:
+            model, optimizer = self.sharding.state_dicts(self.optimizer)
         return {
             "step": self.step,
-            "model": self.model.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
+            "model": model,
+            "optimizer": optimizer,
             "scaler": self.scaler.state_dict(),
             "average": None if self.average is None else self.average.state_dict(),
             "generators": dist.gather_objects(generator_state()),
@@ -89,8 +101,11 @@ class TrainingState:
             state: Of `state_dict`.
         """
         self.step = state["step"]
-        self.model.load_state_dict(state["model"])
-        self.optimizer.load_state_dict(state["optimizer"])
+        if self.sharding is None:
+            self.model.load_state_dict(state["model"])
+            self.optimizer.load_state_dict(state["optimizer"])
+        else:
+            self.sharding.load_state_dicts(self.optimizer, state["model"], state["optimizer"])
         self.scaler.load_state_dict(state["scaler"])
         if self.average is not None:
             self.average.load_state_dict(state["average"])
@@ -124,7 +139,7 @@ def build_state(model: nn.Module, config: "RunConfig", device: torch.device) -> 
         The state before the first update.
 
     Raises:
-        UserError: If the precision does not exist on the device.
+        UserError: If the precision does not exist on the device, or nothing can be sharded.
     """
     options = config.train
     if options.precision == "fp16" and device.type != "cuda":
@@ -137,8 +152,12 @@ def build_state(model: nn.Module, config: "RunConfig", device: torch.device) -> 
     layout = torch.channels_last if options.channels_last else torch.contiguous_format
     model = model.to(device, memory_format=layout).train()
     average = build_average(model, options.ema_decay)
+    sharding = None
     forward: nn.Module = torch.compile(model) if options.compile else model
-    if dist.world_size() > 1:
+    if options.parallel == "fsdp":
+        check_sharding()
+        sharding = Sharding(model, options, device)
+    elif dist.world_size() > 1:
         devices = [device] if device.type == "cuda" else None
         forward = DistributedDataParallel(forward, device_ids=devices)
     return TrainingState(
@@ -147,6 +166,7 @@ def build_state(model: nn.Module, config: "RunConfig", device: torch.device) -> 
         optimizer=build_optimizer(model, config.optim),
         scaler=torch.amp.GradScaler(device.type, enabled=options.precision == "fp16"),
         average=average,
+        sharding=sharding,
     )
 
 

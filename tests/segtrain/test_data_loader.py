@@ -1,4 +1,4 @@
-from itertools import islice
+from itertools import islice, pairwise
 
 import numpy as np
 import pytest
@@ -32,9 +32,10 @@ def config(root, **keys):
     return DataConfig(dataset="folder", root=str(root), **keys)
 
 
-def dataset(root, seed=0):
+def dataset(root, seed=0, **keywords):
     layout = named_layout("folder", root)
-    return SegDataset(layout, "train", build_train_transform(config(root), layout), seed=seed)
+    transform = build_train_transform(config(root), layout)
+    return SegDataset(layout, "train", transform, seed=seed, **keywords)
 
 
 def first(loader, count):
@@ -55,6 +56,26 @@ def test_sample_is_what_the_interface_says(root):
     assert (sample["image"].shape, sample["label"].shape) == ((3, 8, 10), (8, 10))
     assert (sample["image"].dtype, sample["label"].dtype) == (torch.float32, torch.int64)
     assert (sample["name"], sample["index"]) == ("2", 2)
+
+
+def test_some_of_the_images(root):
+    """The same ones again, the fewer among the more, others with another seed."""
+
+    def names(count, seed=0):
+        return [sample.name for sample in dataset(root, seed, images=count).samples]
+
+    chosen = [names(count) for count in range(1, 8)]
+    assert [len(some) for some in chosen] == [1, 2, 3, 4, 5, 6, 7]
+    assert all(set(few) < set(more) for few, more in pairwise(chosen))
+    assert all(some == sorted(some) for some in chosen)
+    assert names(4) == chosen[3]
+    assert len({tuple(names(4, seed)) for seed in range(6)}) > 1
+    everything, some = dataset(root), dataset(root, images=3)
+    assert len(some) == 3
+    position = [s.name for s in everything.samples].index(some.samples[1].name)
+    assert torch.equal(some[5, 1]["image"], everything[5, position]["image"])
+    with pytest.raises(UserError, match="train_images 8 is more than the 7 images of train; write"):
+        dataset(root, images=8)
 
 
 def test_seed_epoch_and_index_each_change_the_crop(root):

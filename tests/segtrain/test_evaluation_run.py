@@ -55,6 +55,7 @@ def test_the_result_says_what_it_depends_on(run, tmp_path):
         "mode": "slide",
         "window": 16,
         "stride": 8,
+        "pad": "resize",
         "ratios": [1.0],
         "flip": False,
         "base_size": [72, 18],

@@ -103,6 +103,23 @@ def test_a_view_below_the_window_is_enlarged():
     assert found.shape == (CLASSES, 16, 64)
 
 
+@pytest.mark.parametrize("size", [(5, 20), (20, 5), (7, 9), (16, 16), (17, 30)])
+def test_a_view_below_the_window_is_filled_up(size):
+    """UN-EPT, 5.2: zeros at the right and at the bottom, cut off afterwards; nothing is resized."""
+    model, view = PixelModel().eval(), torch.randn(3, *size)
+    tool = inferencer(model, pad="zero")
+    filled = torch.zeros(3, max(size[0], 16), max(size[1], 16))
+    filled[:, : size[0], : size[1]] = view
+    with torch.no_grad():
+        found = tool.view_logits(view)
+        expected = inferencer(model).view_logits(filled)[:, : size[0], : size[1]]
+    assert found.shape == (CLASSES, *size)
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-6)
+    assert tool.settings()["pad"] == "zero"
+    image = image_of(*size)
+    assert inferencer(model, pad="zero", flip=True).labels(image).shape == size
+
+
 # ---- stripes ------------------------------------------------------------------------------------
 @pytest.mark.parametrize("source", [(9, 14), (40, 33), (1, 1), (20, 27)])
 @pytest.mark.parametrize("size", [(20, 27), (9, 14), (1, 5)])
