@@ -101,6 +101,9 @@ def analyze(
     """
     with torch.device("meta"):
         model = build_model(config.model, num_classes, image_size=config.data.crop).train()
+    for part in model.modules():
+        if isinstance(part, nn.BatchNorm1d | nn.BatchNorm2d):
+            part.eval()  # costs the same, and one image is enough for it
     # Fake tensors of the CPU, where meta tensors have no fused attention.
     with FakeTensorMode():
         _faked(model)

@@ -45,7 +45,6 @@ class ASPP(nn.Module):
         for dilation in dilations:
             check_positive(dilation, "dilations")
         self.in_channels = in_channels
-        self.norm = norm
 
         def branch(kernel_size: int, dilation: int) -> ConvNorm:
             return ConvNorm(
@@ -82,7 +81,7 @@ class ASPP(nn.Module):
                 BN in training.
         """
         check_map(x, "x", channels=self.in_channels)
-        check_batch_statistics(x, cells=1, norm=self.norm, training=self.training)
+        check_batch_statistics(x, cells=1, norm=self.image.norm)
         branches = [self.pointwise(x), *(branch(x) for branch in self.dilated.values())]
         image = self.image(x.mean((2, 3), keepdim=True))  # [B, C', 1, 1]
         branches.append(image.expand_as(branches[0]).to(branches[0].dtype))

@@ -14,25 +14,26 @@ from ctxops.norm import ConvNorm
 from ctxops.resize import resize_bilinear
 
 
-def check_batch_statistics(x: Tensor, *, cells: int, norm: str, training: bool) -> None:
-    """Refuse a batch norm that would see a single value per channel in training.
+def check_batch_statistics(x: Tensor, *, cells: int, norm: nn.Module) -> None:
+    """Refuse a batch norm in training that would see a single value per channel.
 
     Args:
         x: Map [B, C, H, W] that is pooled.
         cells: Cells it is pooled to.
-        norm: Name of the norm on the pooled map; SyncBN may have images in other processes.
-        training: Whether the module trains.
+        norm: The norm on the pooled map; a SyncBatchNorm may have images in other processes.
 
     Raises:
-        ValueError: If B * cells is 1 and `norm` is BN, or SyncBN in one process, in training.
+        ValueError: If B * cells is 1 and `norm` averages over this batch alone.
     """
-    if not training or norm not in ("BN", "SyncBN") or x.shape[0] * cells > 1:
+    averages = isinstance(norm, nn.BatchNorm2d | nn.SyncBatchNorm) and norm.training
+    if not averages or x.shape[0] * cells > 1:
         return
-    if norm == "SyncBN" and torch.distributed.is_available() and torch.distributed.is_initialized():
+    distributed = torch.distributed.is_available() and torch.distributed.is_initialized()
+    if isinstance(norm, nn.SyncBatchNorm) and distributed:
         return
     raise ValueError(
         f"x: expected at least 2 images in training, because the norm of the image-wide pool is "
-        f"{norm}, got shape {tuple(x.shape)}; raise the batch size or use norm='GN'"
+        f"a batch norm, got shape {tuple(x.shape)}; raise the batch size or use norm='GN'"
     )
 
 
@@ -81,7 +82,6 @@ class PyramidPooling(nn.Module):
         check_probability(dropout, "dropout")
         width = in_channels // len(bins) if bin_channels is None else bin_channels
         self.in_channels = in_channels
-        self.norm = norm
         self.align_corners = align_corners
         self.bins = nn.ModuleDict(
             {
@@ -121,7 +121,7 @@ class PyramidPooling(nn.Module):
         maps = [x]
         for name, project in self.bins.items():
             size = int(name)
-            check_batch_statistics(x, cells=size**2, norm=self.norm, training=self.training)
+            check_batch_statistics(x, cells=size**2, norm=project.get_submodule("norm"))
             grid = project(F.adaptive_avg_pool2d(x, size)).to(x.dtype)
             maps.append(resize_bilinear(grid, x.shape[2:], align_corners=self.align_corners))
         return self.dropout(self.fuse(torch.cat(maps, dim=1))).to(x.dtype)

@@ -6,9 +6,11 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from ctxops.sr import SqueezeReasoning
+from segtrain.analyze import analyze
 from segtrain.models.classification import build_classifier
-from tests.segtrain.toy_network import network
+from tests.segtrain.toy_network import network, section
 from tests.segtrain.toy_sr import CONTEXT, full_size
+from tests.segtrain.train_toys import config as run_config
 
 R50 = {"name": "resnet"}
 
@@ -231,3 +233,12 @@ def test_cost_of_classifiers(depth, gate, cost):
         if gate == "sr":
             found += len(blocks) * blocks[0].bn3.num_features * side**2
     assert found / 1e9 == pytest.approx(cost, abs=6e-4)
+
+
+@pytest.mark.parametrize("name", ["psp", "aspp"])
+def test_pyramids_are_analysed_with_one_image(name):
+    """Though one image would not train them: image-wide pools have batch norms."""
+    run = run_config("none").model_copy(update={"model": section(head={"name": name})})
+    costs = analyze(run, num_classes=5, size=(64, 96))
+    twice = analyze(run, num_classes=5, size=(64, 96), batch=2)
+    assert twice["total"].macs == 2 * costs["total"].macs

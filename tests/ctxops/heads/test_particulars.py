@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from torch import nn
 
 from ctxops.heads.apnb import AsymmetricNonLocal, PyramidSample
 from ctxops.heads.aspp import ASPP
@@ -11,7 +12,7 @@ from ctxops.heads.double_attention import double_attention
 from ctxops.heads.em_attention import EMAttention
 from ctxops.heads.non_local import NonLocal, attend_positions
 from ctxops.heads.object_context import ObjectContext
-from ctxops.heads.pyramid_pooling import PyramidPooling
+from ctxops.heads.pyramid_pooling import PyramidPooling, check_batch_statistics
 from tests.ctxops.heads.test_heads import moderate
 from tests.oracles import heads as oracle
 
@@ -254,6 +255,19 @@ def test_a_single_image_cannot_train_a_batch_norm(head, norm):
     with pytest.raises(ValueError, match="expected at least 2 images in training, .* norm='GN'"):
         module.train()(x)
     assert module.eval()(x).shape == (1, 4, 5, 6)
+
+
+def test_a_synchronised_norm_may_see_images_of_other_processes(monkeypatch):
+    """Whatever the norm was called when the module was built: trainers convert it."""
+    x = torch.randn(1, 8, 5, 6)
+    plain = ASPP(in_channels=8, out_channels=4, norm="BN").image.norm
+    synced = nn.SyncBatchNorm.convert_sync_batchnorm(nn.Sequential(plain))[0]
+    with pytest.raises(ValueError, match="at least 2 images"):
+        check_batch_statistics(x, cells=1, norm=synced)
+    monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
+    check_batch_statistics(x, cells=1, norm=synced)
+    with pytest.raises(ValueError, match="at least 2 images"):
+        check_batch_statistics(x, cells=1, norm=plain)
 
 
 def test_a_single_image_trains_a_group_norm():
