@@ -7,6 +7,7 @@ from pydantic import Field
 
 from segtrain.config.base import Count, FromList, Positive, Rate, Section, Text
 from segtrain.config.sr_backbones import DFConfig, WideResNetConfig
+from segtrain.config.timm_backbone import TimmConfig
 from segtrain.config.vit import VitSizes
 
 
@@ -86,5 +87,6 @@ class VitConfig(VitSizes):
 
 
 BackboneConfig = Annotated[
-    ResNetConfig | DFConfig | WideResNetConfig | VitConfig, Field(discriminator="name")
+    ResNetConfig | DFConfig | WideResNetConfig | VitConfig | TimmConfig,
+    Field(discriminator="name"),
 ]

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from segtrain.errors import UserError
 from segtrain.models.network import Network
@@ -153,21 +153,23 @@ def load_backbone(model: Network, name: str) -> list[str]:
         file = read_weights(name)
     else:
         file = WeightFile(path=Path(name), tensors=weights_of_timm(name))
-    renamed = _renamed(file.tensors, name)
+    renamed = _renamed(file.tensors, name, model.backbone)
     grids = _squares(renamed, {_POSITIONS: _prefix(renamed)}) | grids_of_text(file.metadata)
     fit = load_into(model, renamed, source=name, parts=(_BACKBONE,), grids=grids)
     return [f"backbone of {name}: {plural(len(fit.matched), 'tensor')}", *fit.notes()]
 
 
-def _renamed(tensors: Mapping[str, Tensor], source: str) -> dict[str, Tensor]:
-    """Of a network of ours its backbone, else all but the classifier."""
+def _renamed(tensors: Mapping[str, Tensor], source: str, backbone: nn.Module) -> dict[str, Tensor]:
+    """Of a network of ours its backbone, else all but the classifier and what is cut off."""
     own = {name: value for name, value in tensors.items() if name.startswith(_BACKBONE)}
     if own:
         return own
-    kept = {n: value for n, value in tensors.items() if not _CLASSIFIERS.match(n)}
+    unused = getattr(backbone, "unused", frozenset[str]())
+    kept = {n: v for n, v in tensors.items() if n not in unused and not _CLASSIFIERS.match(n)}
     if not kept:
         raise UserError(f"{source} holds no weights of a backbone; take another file")
-    return {f"{_BACKBONE}{name}": value for name, value in kept.items()}
+    prefix = _BACKBONE + getattr(backbone, "weights_prefix", "")
+    return {f"{prefix}{name}": value for name, value in kept.items()}
 
 
 def _prefix(tensors: Mapping[str, Tensor]) -> int:

@@ -7,6 +7,7 @@ from torch import nn
 from segtrain.config.backbones import BackboneConfig
 from segtrain.models.backbones.df import build_df
 from segtrain.models.backbones.resnet import build_resnet
+from segtrain.models.backbones.timm_model import build_timm
 from segtrain.models.backbones.vit import build_vit_backbone
 from segtrain.models.backbones.wide_resnet import build_wide_resnet
 
@@ -15,6 +16,7 @@ __all__ = ["BACKBONES", "build_backbone"]
 BACKBONES: dict[str, Callable[..., nn.Module]] = {
     "df": build_df,
     "resnet": build_resnet,
+    "timm": build_timm,
     "vit": build_vit_backbone,
     "wide_resnet38": build_wide_resnet,
 }
