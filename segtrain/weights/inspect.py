@@ -71,15 +71,16 @@ def _network_summary(file: WeightFile) -> dict[str, Any]:
 
 def _parts(tensors: Mapping[str, Tensor]) -> str:
     """A line per part: numbers, and shapes as far as there are few."""
-    parts: dict[str, list[Tensor]] = {}
+    parts: dict[str, dict[str, Tensor]] = {}
     for name, value in tensors.items():
-        parts.setdefault(".".join(name.split(".")[:2]), []).append(value)
+        words = name.split(".")
+        parts.setdefault(".".join(words[:2]), {})[".".join(words[2:])] = value
     width = max(map(len, parts))
     lines = []
     for part, values in parts.items():
-        shapes = [f"[{', '.join(map(str, value.shape))}]" for value in values]
-        listed = " ".join(shapes) if len(shapes) <= _FEW else plural(len(shapes), "tensor")
-        numbers = sum(value.numel() for value in values)
+        shapes = [f"{name} {list(value.shape)}".strip() for name, value in sorted(values.items())]
+        listed = ", ".join(shapes) if len(shapes) <= _FEW else plural(len(shapes), "tensor")
+        numbers = sum(value.numel() for value in values.values())
         lines.append(f"{part:{width}}  {numbers:13,}  {listed}")
     return "\n".join(lines)
 
