@@ -1,0 +1,187 @@
+"""Squeeze reasoning in whole networks: latency of SRNet(DFv2), and what the head adds to a ResNet.
+
+`python -m benchmarks.realtime [--only TEXT] [--repeats N] [--device cuda]`
+
+Latency of one image, random weights, 19 classes, logits at the size of the image. The forms of a
+case take turns, each time in a process of its own; of every form the fastest median counts, since
+other work on the machine only ever adds to it.
+"""
+
+import argparse
+import json
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from benchmarks.cases.case import TIME, Case
+from benchmarks.common import limit_memory, metadata, save
+from benchmarks.measure import SEED, Setting, in_own_process, measure
+from benchmarks.ops import rows_of
+from benchmarks.rows import Row, Target, as_json, compare, print_table
+from segtrain.config.schema import NetworkConfig
+from segtrain.models import build_model
+
+MODULE = "benchmarks.realtime"
+CLASSES = 19
+FULL = (1024, 2048)
+# A bare head and the same with squeeze reasoning differ by little: the rest must not.
+SR_LIMIT = 1.02
+
+
+class Logits(nn.Module):
+    """A model whose output is one tensor.
+
+    Args:
+        model: Images to a dict.
+        key: Of the logits.
+    """
+
+    def __init__(self, model: nn.Module, *, key: str = "logits") -> None:
+        super().__init__()
+        self.model, self.key = model, key
+
+    def forward(self, image: Tensor) -> Tensor:
+        """[B, 3, H, W] -> [B, K, H, W]."""
+        return self.model(image)[self.key]
+
+
+def network(backbone: dict[str, Any], head: dict[str, Any]) -> nn.Module:
+    """A network of the paper, ready for inference."""
+    content = {"name": "network", "backbone": backbone, "head": head, "align_corners": True}
+    config = NetworkConfig.model_validate(content)
+    return Logits(build_model(config, CLASSES, image_size=FULL)).eval()
+
+
+def df(version: int, **head: Any) -> nn.Module:
+    """DF-Seg, or with `context="sr"` SRNet."""
+    return network({"name": "df", "version": version}, {"name": "df", **head})
+
+
+def dilated(module: str, **sr: Any) -> nn.Module:
+    """ResNet-50 at 1/8 with a module between two convolutions."""
+    return network({"name": "resnet"}, {"name": "context", "module": module, "sr": sr})
+
+
+def lraspp() -> nn.Module:
+    """LR-ASPP on MobileNetV3-Large of torchvision."""
+    from torchvision.models.segmentation import lraspp_mobilenet_v3_large
+
+    model = lraspp_mobilenet_v3_large(weights=None, weights_backbone=None, num_classes=CLASSES)
+    return Logits(model, key="out").eval()
+
+
+def image(height: int, width: int) -> Sequence[Tensor]:
+    """One image."""
+    return [torch.randn(1, 3, height, width)]
+
+
+def dilated_case(side: int, only_on: str) -> Case:
+    """The dilated FCN, bare and with context."""
+    forms: dict[str, Callable[[], nn.Module]] = {
+        "bare": partial(dilated, "none"),
+        "SR, GHP": partial(dilated, "sr"),
+        "SR, GAP": partial(dilated, "sr", squeeze="gap"),
+        "non-local": partial(dilated, "nl"),
+    }
+    target = {TIME: Target(of="ratio", limit=SR_LIMIT)}
+    return Case(
+        name=f"dilated ResNet-50, {side}x{side}",
+        make=partial(image, side, side),
+        forms=forms,
+        baseline="bare",
+        backward=False,
+        targets={"SR, GHP": target, "SR, GAP": target},
+        only_on=only_on,
+    )
+
+
+CASES = {
+    case.name: case
+    for case in [
+        Case(
+            name=f"real time, {FULL[0]}x{FULL[1]}",
+            make=partial(image, *FULL),
+            forms={
+                "DF-Seg-v2": partial(df, 2),
+                "SRNet(DFv2)": partial(df, 2, context="sr"),
+                "DF-Seg-v1": partial(df, 1),
+                "LR-ASPP, MobileNetV3-L": lraspp,
+            },
+            baseline="DF-Seg-v2",
+            backward=False,
+        ),
+        dilated_case(385, "cpu"),
+        dilated_case(769, "cuda"),
+    ]
+}
+
+
+def fastest(results: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """The result with the smallest median; a failure where there is one."""
+    for result in results:
+        if "failed" in result:
+            return result
+    return min(results, key=lambda result: result["time"]["median_ms"])
+
+
+def rates(case: Case, results: dict[str, dict[str, Any]]) -> list[Row]:
+    """Images per second of every form."""
+    return [
+        compare(f"{case.name}: {form}", "rate", "img/s", 1e3 / result["time"]["median_ms"])
+        for form, result in results.items()
+        if "failed" not in result
+    ]
+
+
+def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
+    """Read the command line."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--only", default="", help="cases whose name contains this")
+    parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
+    parser.add_argument("--threads", type=int, default=0, help="CPU threads; 0: PyTorch's choice")
+    parser.add_argument("--seconds", type=float, default=6.0, help="measured time per process")
+    parser.add_argument("--repeats", type=int, default=3, help="processes per form (default: 3)")
+    parser.add_argument("--measure", nargs=2, metavar=("CASE", "FORM"), help=argparse.SUPPRESS)
+    return parser.parse_args(arguments)
+
+
+def measured(case: Case, setting: Setting, repeats: int) -> dict[str, dict[str, Any]]:
+    """Measure the forms of a case in turns."""
+    found: dict[str, list[dict[str, Any]]] = {form: [] for form in case.forms}
+    for _ in range(repeats):
+        for form in case.forms:
+            found[form].append(in_own_process(MODULE, case.name, form, setting))
+    return {form: fastest(results) for form, results in found.items()}
+
+
+def main() -> None:
+    """Measure every case, print the table, write the results."""
+    options = parse()
+    if options.threads:
+        torch.set_num_threads(options.threads)
+    setting = Setting(device=options.device, seconds=options.seconds, threads=options.threads)
+    if options.measure:
+        case, form = options.measure
+        if options.device == "cpu":
+            limit_memory()
+        print(json.dumps(measure(CASES[case], form, setting)))
+        return
+    rows: list[Row] = []
+    details: dict[str, dict[str, Any]] = {}
+    for case in CASES.values():
+        if options.only in case.name and case.only_on in ("", options.device):
+            details[case.name] = measured(case, setting, options.repeats)
+            rows += (new := rows_of(case, details[case.name]) + rates(case, details[case.name]))
+            print_table(new)
+    if not rows:
+        raise SystemExit(f"no case contains {options.only!r}; known: {', '.join(CASES)}")
+    where = options.device if options.device == "cuda" else f"cpu{torch.get_num_threads()}"
+    content = as_json(rows, metadata(device=options.device, seed=SEED), details=details)
+    print("written:", save(f"realtime-{where}", content))
+
+
+if __name__ == "__main__":
+    main()
