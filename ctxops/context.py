@@ -6,14 +6,17 @@ L levels, n_l context vectors of level l, n all context vectors.
 
 import math
 from collections.abc import Sequence
+from typing import cast
 
 import torch
 from torch import Tensor, nn
 
 from ctxops.checks import check_map, check_positive, check_pyramid
+from ctxops.context_passes import AttendedMeans, Distribution
 from ctxops.graph import GraphReasoning
 from ctxops.init import conv2d
 from ctxops.lateral import PyramidLateral, level_names
+from ctxops.plain import are_plain
 from ctxops.precision import autocast_off, widen
 from ctxops.similarity import l2_normalize, scaled_cosine_attention
 
@@ -84,9 +87,18 @@ class ContextCollector(nn.Module):
             ValueError: If `x` is not [B, C, H, W] with the C of the module.
         """
         check_map(x, "x", channels=self.in_channels)
+        if are_plain(x, self.psi, self.phi):
+            return self._by_passes(x)
         values = self.phi(x).flatten(2)  # [B, c, HW]
         mask = self.attention_logits(x).flatten(2).softmax(-1)  # [B, n_l, HW]
         return values @ mask.to(values.dtype).transpose(1, 2)
+
+    def _by_passes(self, x: Tensor) -> Tensor:
+        """The same numbers, see `context_passes`."""
+        flat, scale = x.flatten(2).contiguous(), math.sqrt(self.in_channels)
+        means = AttendedMeans.apply(flat, self.psi.weight.flatten(1), self.psi.bias, scale)
+        contexts: Tensor = self.phi.weight.flatten(1) @ means
+        return contexts + cast(Tensor, self.phi.bias)[:, None]
 
     def orthogonal_penalty(self) -> Tensor:
         """Distance of the semantic entities from an orthonormal set (Eq. 2).
@@ -139,6 +151,8 @@ class ContextDistributor(nn.Module):
             ValueError: If the shapes do not fit the module.
         """
         check_map(x, "x", channels=self.in_channels)
+        if are_plain(x, self.theta, self.out, self.xi):
+            return self._by_passes(x, contexts)
         query = self.theta(x)
         bank = contexts.transpose(1, 2)  # [B, n, c]
         received = scaled_cosine_attention(
@@ -149,6 +163,20 @@ class ContextDistributor(nn.Module):
         )
         context_map = received.transpose(1, 2).reshape(query.shape)  # [B, c, H, W]
         return self.out(context_map) + self.xi(x)
+
+    def _by_passes(self, x: Tensor, contexts: Tensor) -> Tensor:
+        """The same numbers, see `context_passes`."""
+        layers = (self.theta.weight.flatten(1), self.theta.bias, self.xi.weight.flatten(1))
+        flat = Distribution.apply(
+            x.flatten(2).contiguous(),
+            math.sqrt(contexts.shape[1]) * l2_normalize(contexts.transpose(1, 2), dim=-1),
+            self.out.weight.flatten(1) @ contexts,
+            *layers,
+            cast(Tensor, self.out.bias) + cast(Tensor, self.xi.bias),
+            self.normalize_query,
+        )
+        out: Tensor = flat.unflatten(2, x.shape[2:])
+        return out
 
 
 class MultiLevelContext(PyramidLateral):
