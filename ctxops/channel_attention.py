@@ -51,6 +51,16 @@ class ChannelAttention(nn.Module):
         """
         check_map(x, "x", channels=self.in_channels)
         mask = widen(self.mask(x)).flatten(2).softmax(-1).to(x.dtype)  # [B, 1, HW]
-        pooled = (x.flatten(2) @ mask.transpose(1, 2)).squeeze(-1)  # [B, C]
+        return self.from_pooled((x.flatten(2) @ mask.transpose(1, 2)).squeeze(-1))
+
+    def from_pooled(self, pooled: Tensor) -> Tensor:
+        """All but the attention over the positions.
+
+        Args:
+            pooled: What it gives, z [B, C].
+
+        Returns:
+            Weights as from `forward`.
+        """
         hidden = self.norm(self.squeeze(pooled)).relu()
         return (self.gate_scale * self.excite(hidden).sigmoid())[:, :, None, None]

@@ -7,10 +7,17 @@ size of the finer one, rounded up.
 Letters: B batch, D pyramid width, H W size of the source, H' W' size of the target.
 """
 
+from collections.abc import Callable, Sequence
+from typing import cast
+
 import torch
 from torch import Tensor, nn
 
+from ctxops.channel_attention import ChannelAttention
 from ctxops.checks import check_map, check_neighbours
+from ctxops.guide_pass import GuidePass
+from ctxops.plain import are_plain, has_hooks
+from ctxops.resampling import ContentAwarePool, ContentAwareUp, KernelPredictor
 from ctxops.resize import crop, max_pool, resize_bilinear
 
 
@@ -58,6 +65,64 @@ class GuidedFusion(nn.Module):
         self.resample = resample
         self.attention = attention
 
+    def _guided(
+        self, first: Tensor, second: Tensor
+    ) -> tuple[Sequence[Tensor], Callable[[Tensor, Tensor], Tensor]]:
+        """What depends on the guide [first, enlarged second], both [B, D, ., .].
+
+        Returns:
+            S^ and Sv [B, D, 1, 1], and a function of a map and its channel weights: the map
+            resampled, times the weights.
+        """
+        resample, attention = self.resample, self.attention
+        if _takes_pass(resample, attention, first):
+            known = cast(ContentAwareUp | ContentAwarePool, resample)
+            return _by_pass(known, cast(ChannelAttention, attention), first, second)
+        guide = _guide(first, second)
+        weights = attention(guide).chunk(2, dim=1)
+        return weights, lambda x, weight: weight * resample(x, guide)
+
+
+def _by_pass(
+    resample: ContentAwareUp | ContentAwarePool,
+    attention: ChannelAttention,
+    first: Tensor,
+    second: Tensor,
+) -> tuple[Sequence[Tensor], Callable[[Tensor, Tensor], Tensor]]:
+    """The same as `GuidedFusion._guided`, see `guide_pass`."""
+    predictor = cast(KernelPredictor, resample.predictor)
+    layers = predictor.reduce, attention.mask
+    reduced, means = GuidePass.apply(
+        first.contiguous(),
+        second.contiguous(),
+        torch.cat([layer.weight for layer in layers]).flatten(1),
+        torch.cat([cast(Tensor, layer.bias) for layer in layers]),
+    )
+    kernels = predictor.from_reduced(reduced)
+    weights = attention.from_pooled(means).chunk(2, dim=1)
+    if isinstance(resample, ContentAwareUp):  # channel by channel: weighted while small
+        return weights, lambda x, weight: resample.with_kernels(weight * x, kernels)
+    return weights, lambda x, weight: weight * resample.with_kernels(x, kernels)
+
+
+def _guide(first: Tensor, second: Tensor) -> Tensor:
+    """Both maps side by side [B, 2D, H, W], the second one at the size of the first."""
+    if second.shape[2:] != first.shape[2:]:
+        enlarged = resize_bilinear(second, first.shape[2:], align_corners=False)
+        second = enlarged.to(first.dtype)
+    return torch.cat([first, second], dim=1)
+
+
+def _takes_pass(resample: nn.Module, attention: nn.Module, x: Tensor) -> bool:
+    """Whether the parts are those that `guide_pass` knows, and nobody listens to them."""
+    if type(resample) not in (ContentAwareUp, ContentAwarePool):
+        return False
+    predictor = resample.predictor
+    if type(predictor) is not KernelPredictor or type(attention) is not ChannelAttention:
+        return False
+    plain = are_plain(x, predictor.reduce, attention.mask)
+    return plain and not has_hooks(resample, predictor, attention)
+
 
 class GuidedTopDown(GuidedFusion):
     """GACARAFE: P_i^td = S^ * up(P_{i+1}^td) + Sv * P_i^lc (A²-FPN, Eqs. 7 to 10).
@@ -80,10 +145,8 @@ class GuidedTopDown(GuidedFusion):
             ValueError: If the widths differ or the sizes are not those of neighbouring levels.
         """
         _check_levels(target, source)
-        guide = torch.cat([source, max_pool(target, stride=2)], dim=1)  # [B, 2D, H, W]
-        up = crop(self.resample(source, guide), target.shape[-2:])
-        source_weight, target_weight = self.attention(guide).chunk(2, dim=1)
-        return source_weight * up + target_weight * target
+        (source_weight, target_weight), resampled = self._guided(source, max_pool(target, stride=2))
+        return crop(resampled(source, source_weight), target.shape[-2:]) + target_weight * target
 
 
 class GuidedBottomUp(GuidedFusion):
@@ -110,11 +173,8 @@ class GuidedBottomUp(GuidedFusion):
             ValueError: If the widths differ or the sizes are not those of neighbouring levels.
         """
         _check_levels(source, target)
-        enlarged = resize_bilinear(target, source.shape[-2:], align_corners=False)
-        guide = torch.cat([source, enlarged.to(source.dtype)], dim=1)  # [B, 2D, H, W]
-        down = self.resample(source, guide)
-        target_weight, source_weight = self.attention(guide).chunk(2, dim=1)
-        return target_weight * target + source_weight * down
+        (target_weight, source_weight), resampled = self._guided(source, target)
+        return target_weight * target + resampled(source, source_weight)
 
 
 def _check_levels(finer: Tensor, coarser: Tensor) -> None:

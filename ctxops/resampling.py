@@ -63,7 +63,18 @@ class KernelPredictor(nn.Module):
         Returns:
             Kernels [B, k^2, s^2, ceil(H / stride), ceil(W / stride)].
         """
-        logits = self.predict(self.blend(self.reduce(guide)))
+        return self.from_reduced(self.reduce(guide))
+
+    def from_reduced(self, reduced: Tensor) -> Tensor:
+        """All but the 1x1 convolution.
+
+        Args:
+            reduced: What it gives [B, reduction_channels, H, W].
+
+        Returns:
+            Kernels as from `forward`.
+        """
+        logits = self.predict(self.blend(reduced))
         return normalize_kernels(logits, kernel_size=self.kernel_size, scale=self.scale)
 
 
@@ -91,7 +102,18 @@ class ContentAwareUp(nn.Module):
         Returns:
             Map [B, C, s H, s W].
         """
-        kernels = self.predictor(x if guide is None else guide)
+        return self.with_kernels(x, self.predictor(x if guide is None else guide))
+
+    def with_kernels(self, x: Tensor, kernels: Tensor) -> Tensor:
+        """Up-sample with kernels that are there already.
+
+        Args:
+            x: Map [B, C, H, W].
+            kernels: What the predictor gives [B, k^2, s^2, H, W].
+
+        Returns:
+            Map [B, C, s H, s W].
+        """
         return reassemble_up(x, kernels, impl=self.reassembly)
 
 
@@ -121,5 +143,16 @@ class ContentAwarePool(nn.Module):
         Returns:
             Map [B, C, ceil(H / s), ceil(W / s)].
         """
-        kernels = self.predictor(x if guide is None else guide)
+        return self.with_kernels(x, self.predictor(x if guide is None else guide))
+
+    def with_kernels(self, x: Tensor, kernels: Tensor) -> Tensor:
+        """Pool with kernels that are there already.
+
+        Args:
+            x: Map [B, C, H, W].
+            kernels: What the predictor gives [B, k^2, 1, ceil(H / s), ceil(W / s)].
+
+        Returns:
+            Map [B, C, ceil(H / s), ceil(W / s)].
+        """
         return reassemble_down(x, kernels, stride=self.stride, impl=self.reassembly)
