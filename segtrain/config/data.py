@@ -3,6 +3,8 @@
 from collections.abc import Iterator
 from typing import Annotated, Literal
 
+from pydantic import Field
+
 from segtrain.config.base import (
     Byte,
     Count,
@@ -96,6 +98,10 @@ class DataConfig(Section):
 
     scale: Annotated[tuple[Positive, Positive], FromList] = (0.5, 2.0)
     """Range of the random scale of training."""
+
+    short_sides: Annotated[tuple[Count, ...], Field(min_length=1), FromList] | None = None
+    """Short sides that training draws from instead of `scale`; the long side of `base_size` stays
+    the longest."""
 
     cat_max_ratio: PositiveShare = 0.75
     """A crop is drawn again (up to ten times) while one class covers this share of its pixels."""

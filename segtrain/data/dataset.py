@@ -146,6 +146,7 @@ def build_train_transform(
         crop=config.crop,
         base_size=config.base_size,
         scale=config.scale,
+        short_sides=config.short_sides,
         cat_max_ratio=config.cat_max_ratio,
         flip=config.flip,
         flip_pairs=layout.flip_pairs,

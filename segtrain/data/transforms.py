@@ -32,6 +32,7 @@ class TrainTransform:
         crop: Height and width.
         base_size: Longest and shorter side that scale 1 means.
         scale: Range of the random scale.
+        short_sides: Short sides drawn from in place of a scale; None for none.
         cat_max_ratio: A crop is drawn again while one class covers this share of it; 1 keeps all.
         flip: Probability of a mirrored crop.
         flip_pairs: Classes that change places in a mirrored crop.
@@ -43,6 +44,7 @@ class TrainTransform:
     crop: tuple[int, int]
     base_size: tuple[int, int]
     scale: tuple[float, float] = (0.5, 2.0)
+    short_sides: tuple[int, ...] | None = None
     cat_max_ratio: float = 0.75
     flip: float = 0.5
     flip_pairs: tuple[tuple[int, int], ...] = ()
@@ -84,8 +86,7 @@ class TrainTransform:
         Returns:
             Image uint8 [3, a, b] and label uint8 [a, b], at most as large as the crop.
         """
-        ratio = _uniform(*self.scale, generator)
-        image, label = rescale(image, label, target_size(label.shape, self.base_size, ratio))
+        image, label = rescale(image, label, self._size(label, generator))
         box = choose_crop(label, self.crop, self.cat_max_ratio, generator)
         image, label = F.crop(image, *box), F.crop(label[None], *box)[0]
         if _chance(self.flip, generator):
@@ -94,6 +95,14 @@ class TrainTransform:
         if self.photometric:
             image = distort_colours(image, generator)
         return image, label
+
+    def _size(self, label: Tensor, generator: torch.Generator) -> tuple[int, int]:
+        """Height and width that an image gets before it is cropped."""
+        if self.short_sides is None:
+            ratio = _uniform(*self.scale, generator)
+            return target_size(label.shape, self.base_size, ratio)
+        drawn = int(torch.randint(len(self.short_sides), (), generator=generator))
+        return target_size(label.shape, (self.base_size[0], self.short_sides[drawn]), 1.0)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -49,6 +49,22 @@ def test_target_size(size, base, ratio, expected):
     assert target_size(size, base, ratio) == expected
 
 
+def test_short_sides_are_drawn_in_place_of_a_scale():
+    transform = plain(short_sides=(6, 9, 12), base_size=(30, 9), crop=(40, 40), scale=(0.5, 2.0))
+    seen = []
+    for seed in range(60):
+        generator = torch.Generator().manual_seed(seed)
+        _, label = transform.cut(*pair(20, 30), generator)
+        seen.append(tuple(label.shape))
+    assert set(seen) == {(6, 9), (9, 14), (12, 18)}
+    assert min(seen.count(size) for size in set(seen)) > 10
+    # The long side stays within the box.
+    generator = torch.Generator().manual_seed(0)
+    assert (
+        max(plain(short_sides=(12,), base_size=(15, 9)).cut(*pair(20, 30), generator)[1].shape) < 16
+    )
+
+
 def test_rescaled_labels_stay_under_their_pixels():
     # A map whose image is its label: the nearest value must be within half a step of the bilinear.
     ramp = torch.arange(24, dtype=torch.uint8).mul(10)[None].expand(5, 24).contiguous()
