@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.cases.case import MEMORY, TIME, Case
+from benchmarks.cases.unept import CASES as UNEPT
 from benchmarks.common import limit_memory, metadata, save, synchronize
 from benchmarks.measure import SEED, Setting, in_own_process, measure
 from benchmarks.ops import rows_of
@@ -125,6 +126,7 @@ CASES = {
             baseline="timm",
             backward=False,
         ),
+        *UNEPT,
     ]
 }
 
