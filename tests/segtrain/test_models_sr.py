@@ -89,25 +89,6 @@ def test_batch_norms_are_synchronised_without_losing_anything(kind):
         torch.testing.assert_close(synced(x)["logits"], before)
 
 
-def test_resizing_follows_the_recipe():
-    true, false = (toy("context sr", align_corners=a).eval() for a in (True, False))
-    false.load_state_dict(true.state_dict())
-    x = torch.randn(1, 3, 64, 64)
-    seen = {}
-    for name, model in (("true", true), ("false", false)):
-        with torch.no_grad():
-            seen[name] = model(x)["logits"]
-    small = true.head(true.backbone(x), x)["logits"]
-    wanted = nn.functional.interpolate(small, (64, 64), mode="bilinear", align_corners=True)
-    torch.testing.assert_close(seen["true"], wanted)
-    assert not torch.allclose(seen["true"], seen["false"])
-    torch.manual_seed(1)
-    aux = true.train()(x.repeat(2, 1, 1, 1))["aux"][0]
-    assert aux.shape == (2, 5, 64, 64)
-    corner = aux[:, :, 0, 0]
-    assert not torch.allclose(corner, aux[:, :, 0, 1])  # True: the corner is no flat plateau
-
-
 @pytest.mark.parametrize("kind", ["context sr", "srnet"])
 @pytest.mark.parametrize(("pool", "same"), [("mean", True), ("sum", False)])
 def test_whole_images_reason_as_crops_do(kind, pool, same):
