@@ -5,6 +5,7 @@ Letters: B batch, Q queries, N keys, d width of queries and keys, v width of the
 
 import math
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -65,9 +66,12 @@ def l2_normalize(x: Tensor, *, dim: int) -> Tensor:
         dim: Axis of the vectors.
 
     Returns:
-        Unit vectors (zero where the norm is below 1e-12), in float32 or wider.
+        Unit vectors in float32 or wider. A vector with a norm of at most 1e-12 has no direction: it
+        becomes zero and gets no gradient, which would be as large as 1 / norm.
     """
-    return F.normalize(widen(x), dim=dim, eps=NORM_EPS)
+    x = widen(x)
+    norm = torch.linalg.vector_norm(x, dim=dim, keepdim=True)
+    return x / torch.where(norm > NORM_EPS, norm, torch.inf)
 
 
 def _one_head(x: Tensor) -> Tensor:

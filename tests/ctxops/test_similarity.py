@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from ctxops import scaled_cosine_attention
+from ctxops.similarity import l2_normalize
 from tests.oracles.attention import scaled_cosine_weights
 
 
@@ -66,6 +67,18 @@ def test_keys_may_be_permuted_with_their_values():
 def test_zero_vectors_attend_to_all_keys_alike():
     uniform = torch.full((1, 2, 4), 0.25, dtype=torch.float64)
     torch.testing.assert_close(weights(torch.zeros(1, 2, 6).double(), tokens(1, 4, 6)), uniform)
+
+
+@pytest.mark.parametrize("length", [0.0, 1e-13])
+def test_a_vector_without_direction_is_zero_and_gets_no_gradient(length):
+    x = torch.full((2, 3), length, dtype=torch.float64)
+    x[1] = 1.0
+    x.requires_grad_()
+    unit = l2_normalize(x, dim=1)
+    assert unit[0].tolist() == [0, 0, 0]
+    (unit * torch.tensor([1.0, 2.0, 3.0])).sum().backward()
+    assert x.grad[0].tolist() == [0, 0, 0]
+    assert x.grad[1].norm() > 0.1
 
 
 def test_gradcheck():
