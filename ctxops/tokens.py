@@ -10,6 +10,7 @@ from ctxops.checks import check_divides, check_map, check_positive, check_probab
 from ctxops.drop import DropPath
 from ctxops.init import trunc_normal_
 from ctxops.linear import Linear, gelu_linear
+from ctxops.plain import has_hooks
 from ctxops.precision import autocast_off, widen
 from ctxops.softmax_chunks import chunked_attention, takes_chunks
 
@@ -218,8 +219,7 @@ class MLP(nn.Module):
 
 def _is_bare(layer: nn.Module) -> bool:
     """Whether nobody has replaced the layer (by an adapter) or hooked himself onto its call."""
-    hooks = (layer._forward_pre_hooks, layer._forward_hooks, layer._backward_hooks)
-    return type(layer) is Linear and not any(hooks)
+    return type(layer) is Linear and not has_hooks(layer)
 
 
 class TransformerBlock(nn.Module):

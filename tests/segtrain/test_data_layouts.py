@@ -159,6 +159,15 @@ def test_cityscapes_ids_come_back():
     assert np.array(cityscapes.LABEL_IDS)[train_ids].tolist() == ids.tolist()
 
 
+def test_cityscapes_extra_images_have_coarse_labels(tmp_path):
+    for folder, end in (("leftImg8bit", "leftImg8bit"), ("gtCoarse", "gtCoarse_labelIds")):
+        place = tmp_path / folder / "train_extra/bonn"
+        place.mkdir(parents=True)
+        save(place / f"bonn_000001_000019_{end}.png", np.full((4, 6), 7))
+    decoded, stored = labels_of("cityscapes", tmp_path, "train_extra")
+    assert (np.unique(decoded).tolist(), np.unique(stored).tolist()) == ([0], [7])  # road
+
+
 @needs_data
 def test_cityscapes_sample_agrees_with_its_train_ids():
     decoded, stored = labels_of("cityscapes", DATA / "panoptic/cityscapes_sample", "val")

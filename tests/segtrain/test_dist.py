@@ -1,10 +1,5 @@
 """Two processes train like one; they are started as `torchrun` does it, and talk by gloo."""
 
-import os
-import socket
-import subprocess
-import sys
-
 import pytest
 import torch
 
@@ -13,6 +8,7 @@ from segtrain.errors import UserError
 from segtrain.train.journal import read_journal
 from segtrain.train.start import train
 from tests.segtrain.train_toys import assert_close, assert_same, build, config, weights
+from tests.segtrain.two_processes import launched
 
 OPTIONS = {"iters": 5, "ema_decay": 0.5, "optim": {"clip_norm": 0.5}}
 _HEAD = f"""
@@ -28,12 +24,6 @@ torch.set_num_threads(1)
 torch.cuda.is_available = lambda: False
 folder, OPTIONS = Path(sys.argv[1]), {OPTIONS!r}
 """
-
-
-def free_port() -> int:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return listener.getsockname()[1]
 
 
 SCENARIOS = """
@@ -97,23 +87,8 @@ print("left")
 def two(tmp_path_factory):
     """Both processes after all scenarios, which share one launch because it takes seconds."""
     folder = tmp_path_factory.mktemp("two")
-    shared = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
-    processes = [
-        subprocess.Popen(
-            [sys.executable, "-c", _HEAD + SCENARIOS, str(folder)],
-            env={**os.environ, **shared, "RANK": str(rank), "LOCAL_RANK": str(rank)},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for rank in range(2)
-    ]
-    try:
-        said = [process.communicate(timeout=120) for process in processes]
-    finally:
-        for process in processes:  # where one failed, the other waits for it
-            process.kill()
-    return folder, [out.split() for out, _ in said], [errors for _, errors in said]
+    said, errors = launched(_HEAD + SCENARIOS, folder)
+    return folder, [out.split() for out in said], errors
 
 
 def test_what_processes_agree_on(two):

@@ -1,8 +1,7 @@
 """Two processes that share one model: the updates of DDP, checkpoints of whole models."""
 
 import os
-import subprocess
-import sys
+import signal
 
 import pytest
 import torch
@@ -11,9 +10,9 @@ from pydantic import ValidationError
 from segtrain.errors import UserError
 from segtrain.train.journal import read_journal
 from segtrain.train.start import resume, train
-from tests.segtrain.test_dist import free_port
 from tests.segtrain.toy_segmenter import tiny
 from tests.segtrain.train_toys import CLASSES, SIDE, assert_close, build, config, weights
+from tests.segtrain.two_processes import launched
 
 OPTIONS = {"iters": 4, "micro_batch": 1, "eval_every": 2}
 OPTIMS = {
@@ -50,8 +49,6 @@ class Signal:
         self.call, self.calls = call, 0
 
     def __call__(self, *_):
-        import signal
-
         self.calls += 1
         if self.calls == self.call:
             os.kill(os.getpid(), signal.SIGTERM)
@@ -98,23 +95,8 @@ print("done")
 def folder(tmp_path_factory):
     """All runs, of one launch because it takes seconds."""
     folder = tmp_path_factory.mktemp("shards")
-    shared = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
-    processes = [
-        subprocess.Popen(
-            [sys.executable, "-c", SCRIPT, str(folder)],
-            env={**os.environ, **shared, "RANK": str(rank), "LOCAL_RANK": str(rank)},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for rank in range(2)
-    ]
-    try:
-        said = [process.communicate(timeout=200) for process in processes]
-    finally:
-        for process in processes:  # where one failed, the other waits for it
-            process.kill()
-    assert [out.split() for out, _ in said] == [["done"]] * 2, said[0][1] + said[1][1]
+    said, errors = launched(SCRIPT, folder, timeout=250)
+    assert [out.split() for out in said] == [["done"]] * 2, errors[0] + errors[1]
     return folder
 
 
