@@ -61,6 +61,7 @@ def test_recipe_of_the_paper(name):
     assert (run.schedule.name, run.schedule.gamma, run.schedule.warmup_iters) == ("step", 0.1, 0)
     assert run.schedule.steps == (126_000 if released else drop,)
     assert (run.eval.mode, run.eval.window, run.eval.stride) == ("slide", crop[0], stride)
+    assert run.eval.pad == "zero"
     assert (run.loss.kind, run.loss.boundary.max_distance) == ("ce", 5)
     assert run.loss.boundary.direction_mask == "predicted"
 
