@@ -108,6 +108,7 @@ class SelfAttention(nn.Module):
     """Multi-head self-attention, softmax(q kT / sqrt(d / h)) v (Segmenter, Sec. 3.1).
 
     The softmax is accumulated in float32 inside PyTorch's attention, half precision included.
+    Many tokens in float32 on a CPU go through `softmax_chunks` instead, without second derivatives.
 
     Args:
         embed_dim: d.
