@@ -16,10 +16,10 @@ from tests.contracts.source_tree import ROOT
 pytestmark = pytest.mark.skipif(shutil.which("make") is None, reason="needs make")
 
 
-def make(*arguments: str, **variables: object) -> str:
-    """What `make demo-seg` prints, with the environment taken as installed."""
+def make(*arguments: object, **variables: object) -> str:
+    """What make prints, with the environment taken as installed."""
     given = [f"{name}={value}" for name, value in variables.items()]
-    command = ["make", "--old-file", ".venv/.ready", "demo-seg", *arguments, *given]
+    command = ["make", "--old-file", ".venv/.ready", *map(str, arguments), *given]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
@@ -35,7 +35,7 @@ def commands(text: str) -> list[list[str]]:
 @pytest.fixture(scope="module")
 def planned():
     """(first two words, parsed arguments) of what a fresh clone would run."""
-    found = commands(make("--dry-run", "--always-make"))
+    found = commands(make("demo-seg", "--dry-run", "--always-make"))
     return [(" ".join(words[:2]), build_parser().parse_args(words)) for words in found]
 
 
@@ -83,21 +83,22 @@ def place(tmp_path):
 @pytest.mark.slow
 def test_pictures_come_out_and_a_second_time_is_for_drawing_only(place):
     run = place["SEG_RUN"]
-    assert "disc" in make(**place)
+    assert "boundary IoU" in make("demo-seg", **place)
     names = {path.stem for path in (place["SEG_SCENES"] / "images" / "val").iterdir()}
     for kind in ("overlays", "side_by_side"):
         assert {path.stem for path in (run / "predictions" / kind).iterdir()} == names
     assert (run / "curves.png").stat().st_size > 0
     assert (run / "scores.json").stat().st_size > 0
-    assert [words[0] for words in commands(make(**place))] == ["predict", "runs"]
+    again = commands(make("demo-seg", "--dry-run", **place))
+    assert [words[0] for words in again] == ["predict", "runs"]
 
 
 @pytest.mark.slow
-def test_a_run_that_was_cut_short_goes_on(place):
+def test_a_run_without_scores_is_resumed_not_started_anew(place):
     run = place["SEG_RUN"]
     assert main(["train", "--config", str(place["SEG_CONFIG"])]) == 0
     journal = (run / "log.jsonl").read_text()
-    make(**place)
+    make(run / "scores.json", **place)
     assert (run / "scores.json").exists()
     later = (run / "log.jsonl").read_text()
     assert later.startswith(journal)
