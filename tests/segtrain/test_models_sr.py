@@ -33,6 +33,17 @@ def test_every_parameter_gets_a_gradient(kind):
     assert [n for n, p in model.named_parameters() if p.grad is None] == []
 
 
+@pytest.mark.parametrize("kind", ["df 1", "df 2", "wide none", "sr gate"])
+@pytest.mark.parametrize("size", [(64, 64), (45, 61)])
+def test_maps_have_the_sizes_they_announce(kind, size):
+    backbone = toy(kind).backbone.eval()
+    maps = backbone(torch.randn(1, 3, *size))
+    assert list(maps) == list(backbone.maps)
+    for name, info in backbone.maps.items():
+        cells = [-(-side // info.stride) for side in size]
+        assert list(maps[name].shape) == [1, info.channels, *cells], name
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_any_size_one_image_and_the_same_answer_twice(kind):
     model = toy(kind).eval()
