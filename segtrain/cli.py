@@ -22,7 +22,16 @@ COMMANDS = (
     "segtrain.doctor",
 )
 # Import names of the packages that come with the extra `seg`.
-_EXTRA = {"cityscapesscripts", "cv2", "pydantic", "rich", "safetensors", "timm", "yaml"}
+_EXTRA = {
+    "cityscapesscripts",
+    "cv2",
+    "matplotlib",
+    "pydantic",
+    "rich",
+    "safetensors",
+    "timm",
+    "yaml",
+}
 
 _EPILOG = """examples:
   segtrain doctor
