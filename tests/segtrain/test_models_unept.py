@@ -11,7 +11,8 @@ import ctxops.tokens
 from ctxops.boundary import refine_logits
 from ctxops.resize import resize_bilinear
 from ctxops.self_attention import FullAttention
-from segtrain.config.schema import NetworkConfig
+from segtrain.analyze import analyze
+from segtrain.config.schema import NetworkConfig, RunConfig
 from segtrain.errors import UserError
 from segtrain.models import build_model
 from segtrain.models.backbones import build_backbone
@@ -109,6 +110,20 @@ def test_macs_of_linear_and_convolution_at_480(backbone, released, expected):
     # Refining computes the heads, which the released code evaluates without.
     model = whole(backbone, 150, 480, **head | {"refine_at_test": True})
     assert layer_macs(model, 480) == pytest.approx(expected, abs=6e-3)
+
+
+def test_analysis_counts_every_part():
+    model = section(backbone=VIT).model_dump()
+    content = {
+        "data": {"dataset": "camvid", "root": "r", "crop": [32, 48], "base_size": [48, 32]},
+        **{"model": model, "loss": {"boundary": {}}, "optim": {"lr": 0.1}},
+        "train": {"iters": 1, "global_batch": 1},
+    }
+    costs = analyze(RunConfig.model_validate(content), num_classes=5, size=(32, 48))
+    assert costs["total"].parameters == parameters(unept(backbone=VIT))
+    assert costs["head.classifier"].macs == 4 * 6 * 16 * 5
+    assert costs["head.boundary"].macs == 4 * 6 * 16 * 17
+    assert costs["head.context"].kept > 0
 
 
 def test_names_of_the_state():
