@@ -394,14 +394,12 @@ def test_batch_of_one_and_other_layouts_of_memory():
 @pytest.mark.slow
 @pytest.mark.parametrize("backbone", ["resnet", "vit"])
 def test_compiles_as_one_graph(backbone):
-    model = stirred(unept(backbone=BACKBONES[backbone])).eval()
-    compiled = torch.compile(model, fullgraph=True)
-    for size in ((32, 48), (48, 32)):
-        image = torch.randn(2, 3, *size)
-        model.head.refine_at_test = False
-        torch.testing.assert_close(
-            compiled(image)["logits"], model(image)["logits"], rtol=1e-3, atol=1e-3
-        )
+    model = stirred(unept(backbone=BACKBONES[backbone], refine_at_test=False)).eval()
+    # No graph break; the operations are compiled in their own tests.
+    compiled = torch.compile(model, fullgraph=True, backend="eager")
+    image = torch.randn(2, 3, 32, 48)
+    expected = model(image)["logits"]
+    torch.testing.assert_close(compiled(image)["logits"], expected, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.slow
