@@ -22,6 +22,7 @@ NEEDED = {
     "numpy": "2.0",
     "pillow": "10.1",
     "cityscapesscripts": "2.2",
+    "matplotlib": "3.8",
     "opencv-python-headless": "4.8",
     "pydantic": "2.7",
     "pyyaml": "6",

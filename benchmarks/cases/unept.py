@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -15,7 +16,7 @@ from segtrain.data.boundary import BoundaryLabels
 from segtrain.models import build_model
 
 SIDE, CLASSES = 480, 150
-RUNS = "configs/seg/unept/ade20k_unept_{}.yaml"
+RUNS = str(Path(__file__).parents[2] / "configs/seg/unept/ade20k_unept_{}.yaml")
 FULL = "full attention"
 
 
@@ -32,7 +33,7 @@ class Step(nn.Module):
         config = load_config(run, [f"model.head.{key}={value}" for key, value in head.items()])
         self.model = build_model(config.model, CLASSES, image_size=(SIDE, SIDE)).train()
         self.criterion = build_criterion(config.loss)
-        blocks = torch.arange(64).view(8, 8)
+        blocks = torch.arange(64, device="cpu").view(8, 8)
         label = blocks.repeat_interleave(60, 0).repeat_interleave(60, 1)
         more = BoundaryLabels(max_distance=5, min_area=100)(label)
         for name, value in ({"label": label} | more).items():
