@@ -17,6 +17,7 @@ COMMANDS = (
     "segtrain.config.commands",
     "segtrain.weights.commands",
     "segtrain.train.commands",
+    "segtrain.plan.commands",
     "segtrain.evaluation.commands",
     "segtrain.curves",
     "segtrain.doctor",
@@ -37,6 +38,7 @@ _EPILOG = """examples:
   segtrain doctor
   segtrain data synth --out scenes --format folder --num 200 --seed 0
   segtrain config show my.yaml optim.lr=1e-3
+  segtrain plan --config my.yaml
   segtrain train --config my.yaml optim.lr=1e-3
 
 exit codes: 0 done, 2 something you can mend, 75 interrupted after saving (run it again),

@@ -68,8 +68,11 @@ class Run:
         self.saved = state.step
         self.results = read_results(folder)
 
-    def train(self) -> dict[str, Any]:
+    def train(self, *, updates: int | None = None) -> dict[str, Any]:
         """Train to the end, or until a signal.
+
+        Args:
+            updates: How many to stop after, for a rehearsal; None goes to the end.
 
         Returns:
             Results of the last evaluation, see `evaluate`.
@@ -78,12 +81,14 @@ class Run:
             Interrupted: After a signal, the state being saved.
             UserError: If a loss is not finite.
         """
-        state = self.state
+        state, end = self.state, self.options.iters
+        if updates is not None:
+            end = min(end, state.step + updates)
         with generators_kept():
             batches = self.feed.batches(state.step)
         with StopRequest() as stop, self.progress:
             self.between_updates(stop)
-            while state.step < self.options.iters:
+            while state.step < end:
                 rate = self.schedule.apply(state.optimizer, state.step)
                 losses = self.update(list(islice(batches, self.passes)))
                 state.step += 1

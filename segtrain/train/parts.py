@@ -1,6 +1,6 @@
 """What a configuration is made into: data set, model with its first weights, evaluation."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -126,8 +126,24 @@ def build_feed(
             )
         )
 
+    return Feed(batches=batches, evaluate=build_score(config, layout, device))
+
+
+def build_score(
+    config: RunConfig, layout: Layout, device: torch.device
+) -> Callable[[nn.Module], dict[str, Any]]:
+    """What training evaluates with.
+
+    Args:
+        config: Of the run.
+        layout: The data set.
+        device: Of the model.
+
+    Returns:
+        A model to its scores on `data.val_split`; a call of all processes.
+    """
+
     def score(model: nn.Module) -> dict[str, Any]:
-        precision = "bf16" if options.precision == "bf16" else "fp32"
         report = evaluate(
             model,
             layout,
@@ -135,8 +151,8 @@ def build_feed(
             config,
             device,
             detailed=False,
-            precision=precision,
+            precision="bf16" if config.train.precision == "bf16" else "fp32",
         )
         return report.as_dict()
 
-    return Feed(batches=batches, evaluate=score)
+    return score

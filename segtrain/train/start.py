@@ -68,7 +68,7 @@ def train(config: RunConfig, *, build: Build) -> dict[str, Any]:
     folder = Path(config.output)
     with dist.process_group() as device, _held(folder):
         check_free(folder)
-        _set_up(config)
+        set_up(config)
         parts = build(config, device, False)
         state = build_state(parts.model, config, device)
         seed_generators(config.train.seed + 1 + dist.rank())
@@ -94,7 +94,7 @@ def resume(folder: Path, *, build: Build) -> dict[str, Any]:
     """
     with dist.process_group() as device, _held(folder, must_exist=True):
         config, saved = read_folder(folder)
-        _set_up(config)
+        set_up(config)
         parts = build(config, device, True)
         state = build_state(parts.model, config, device)
         state.load_state_dict(saved)
@@ -171,8 +171,12 @@ def _held(folder: Path, *, must_exist: bool = False) -> Iterator[None]:
         yield
 
 
-def _set_up(config: RunConfig) -> None:
-    """Switches of torch, and the seed of the initial weights, which all processes share."""
+def set_up(config: RunConfig) -> None:
+    """Switches of torch, and the seed of the initial weights, which all processes share.
+
+    Args:
+        config: Of the run.
+    """
     torch.backends.cudnn.benchmark = not config.train.deterministic
     if config.train.deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")

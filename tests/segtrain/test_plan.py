@@ -1,0 +1,483 @@
+"""`segtrain plan`: GO for every method, NO-GO with the right reasons, and nothing left behind."""
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from segtrain.cli import main
+from segtrain.config.load import load_config
+from segtrain.data.datasets import build_layout
+from segtrain.data.reading import read_stored
+from segtrain.errors import Interrupted
+from segtrain.files import run_lock
+from segtrain.models import build_model
+from segtrain.plan import forecast, rehearse
+from segtrain.plan.flight import differences, first_image, rehearsed
+from segtrain.plan.forecast import Memory, times_due
+from segtrain.plan.report import Report, explained
+from segtrain.train.loop import Run
+from segtrain.train.state import TrainingState
+from tests.segtrain.network_runs import write_config
+from tests.segtrain.test_models_timm import MLP, SMALL
+from tests.segtrain.toy_network import CONTEXT, RESNET, section
+from tests.segtrain.toy_runs import write_folder
+from tests.segtrain.toy_sr import DF2
+from tests.segtrain.toy_unept import SMALL_HEAD, VIT
+
+SEGMENTER = {
+    **{"name": "segmenter", "embed_dim": 8, "depth": 1, "num_heads": 2, "patch_size": 4},
+    "decoder_layers": 1,
+}
+SR = {"name": "network", "backbone": RESNET, "head": CONTEXT, "aux": {"channels": 8}}
+UNEPT = {"name": "network", "backbone": RESNET, "head": SMALL_HEAD}
+BOUNDARY = {"boundary": {"min_area": 4}}
+# Name -> the section `model`, and others.
+METHODS = {
+    "segmenter": (SEGMENTER, {}),
+    "segmenter linear": (SEGMENTER | {"decoder": "linear"}, {}),
+    "sr": (SR, {}),
+    "srnet": (SR | {"backbone": DF2, "head": {"name": "df", "channels": 16}, "aux": None}, {}),
+    "fpt": (SR | {"head": {"name": "fpt", "channels": 16, "width": 16}}, {}),
+    "unept": (UNEPT, {"loss": BOUNDARY}),
+    "unept on vit": (UNEPT | {"backbone": VIT}, {"loss": BOUNDARY}),
+    "mlp on timm": (SR | {"backbone": {"name": "timm", "model": SMALL}, "head": MLP}, {}),
+}
+STEPS = [
+    *("configuration", "output", "data set", "labels", "memory", "weights", "batches"),
+    *("training", "evaluation", "checkpoint", "submission", "time"),
+]
+
+
+def files_of(folder: Path) -> dict[str, bytes | None]:
+    """Every file and folder, with contents."""
+    return {
+        str(path.relative_to(folder)): path.read_bytes() if path.is_file() else None
+        for path in folder.rglob("*")
+    }
+
+
+def planned(folder: Path, capsys, model=SEGMENTER, *overrides: str, **sections) -> dict:
+    """The report; the folder must be as before."""
+    path = folder / "tiny.yaml"
+    if not path.exists():
+        path = write_config(folder, model, **sections)
+    before = files_of(folder)
+    capsys.readouterr()
+    code = main(["plan", "--config", str(path), "--json", *overrides])
+    assert files_of(folder) == before
+    report = json.loads(capsys.readouterr().out)
+    assert code == (0 if report["go"] else 2)
+    assert report["go"] == (not report["reasons"])
+    return report
+
+
+def states(report: dict) -> dict[str, str]:
+    return {step["name"]: step["state"] for step in report["steps"]}
+
+
+# ---- GO ----------------------------------------------------------------------------------------
+@pytest.mark.parametrize("method", METHODS)
+def test_every_method_is_a_go(method, tmp_path, capsys):
+    model, sections = METHODS[method]
+    train = {"iters": 40, "global_batch": 4, "micro_batch": 2, "eval_every": 15}
+    report = planned(tmp_path, capsys, model, **{"train": train, **sections})
+    assert report["reasons"] == []
+    assert states(report) == dict.fromkeys(STEPS, "ok")
+    facts = report["facts"]
+    assert (facts["global_batch"], facts["micro_batch"], facts["passes"]) == (4, 2, 2)
+    assert (facts["lr"], facts["classes"]) == (0.01, 19)
+    assert facts["images"] == {"train": 2, "val": 2}
+    assert facts["memory"]["peak"] == facts["memory"]["fixed"] + facts["memory"]["kept"] > 0
+    assert 0 < facts["disk"]["needed"] < facts["disk"]["free"]
+    parts = facts["seconds"]
+    assert parts["total"] == pytest.approx(sum(parts.values()) / 2)
+    assert min(parts.values()) > 0
+
+
+def test_text_ends_with_go(tmp_path, capsys):
+    path = write_config(tmp_path, SEGMENTER)
+    assert main(["plan", "--config", str(path)]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[-1] == "GO"
+    assert [line.split("  ")[0] for line in lines if line[:1].strip()][:-1] == STEPS
+    said = "\n".join(lines)
+    assert "saved, restored, the same bit for bit" in said
+    assert "batch 2 = 1 process x 1 pass x 2 images" in said
+    assert "by cityscapesScripts" in said
+
+
+def test_a_data_set_without_a_server_has_no_submission(tmp_path, capsys):
+    root = tmp_path / "mine"
+    for split in ("train", "val"):
+        write_folder(root, split=split)
+    data = {"dataset": "folder", "root": str(root), "crop": [16, 16], "base_size": [72, 18]}
+    report = planned(tmp_path, capsys, data=data | {"workers": 1})
+    assert states(report) == dict.fromkeys([s for s in STEPS if s != "submission"], "ok")
+
+
+def test_updates_are_those_of_the_run_and_one_image_is_evaluated(tmp_path, capsys, monkeypatch):
+    """The losses of the rehearsal are the first ones of the journal of the real run."""
+    path = write_config(tmp_path, SR, train={"iters": 4, "global_batch": 2, "log_every": 1})
+    seen = []
+    evaluate = Run.evaluate
+    monkeypatch.setattr(Run, "evaluate", lambda run: (evaluate(run), seen.append(run.results)))
+    report = planned(tmp_path, capsys)
+    said = next(s for s in report["steps"] if s["name"] == "training")["lines"][0]
+    assert main(["train", "--config", str(path)]) == 0
+    records = [json.loads(line) for line in (tmp_path / "run/log.jsonl").read_text().splitlines()]
+    losses = [f"{r['loss']:.4g}" for r in records if r["event"] == "train"]
+    assert said.startswith(f"losses {', '.join(losses[:2])};")
+    assert [r["images"] for r in seen] == [1, 2]
+
+
+def test_weights_that_are_not_loaded_are_listed(tmp_path, capsys):
+    report = planned(tmp_path, capsys, SR)
+    assert report["facts"]["not_loaded"] == []  # none were asked for
+    model = build_model(section(head=CONTEXT), 19, image_size=(32, 48))
+    state = {n: v for n, v in model.state_dict().items() if n.startswith("backbone.")}
+    torch.save(state, tmp_path / "r.pth")
+    report = planned(tmp_path, capsys, SR, f"model.backbone.pretrained={tmp_path}/r.pth")
+    assert report["go"], report["reasons"]
+    names = [n for n, _ in model.named_parameters() if not n.startswith("backbone.")]
+    assert report["facts"]["not_loaded"] == names
+    said = next(s for s in report["steps"] if s["name"] == "weights")["lines"]
+    assert said[-1].startswith("not loaded, random at first: head ")
+
+
+# ---- NO-GO -------------------------------------------------------------------------------------
+@dataclass
+class Sabotage:
+    """What is done to a good run, and what must come of it.
+
+    Attributes:
+        overrides: `key=value`.
+        reasons: (step, part of its problem), all of them in order.
+        harm: Changes files.
+        model: The section `model`.
+        skipped: Steps that cannot be tried.
+    """
+
+    overrides: tuple[str, ...] = ()
+    reasons: tuple[tuple[str, str], ...] = ()
+    harm: Callable[[Path], object] | None = None
+    model: dict | None = None
+    skipped: tuple[str, ...] = ()
+
+
+def label(folder: Path, split: str = "train", number: int = 0) -> Path:
+    return folder / f"cityscapes/gtFine/{split}/toy/toy_{number:06d}_000019_gtFine_labelIds.png"
+
+
+def image(folder: Path, split: str = "train", number: int = 0) -> Path:
+    return folder / f"cityscapes/leftImg8bit/{split}/toy/toy_{number:06d}_000019_leftImg8bit.png"
+
+
+def foreign_values(folder):
+    for split in ("train", "val"):
+        for number in (0, 1):
+            path = label(folder, split, number)
+            values = read_stored(path).copy()
+            values[values == values[0, 0]] = 200
+            Image.fromarray(values).save(path)
+
+
+def truncate(path: Path):
+    path.write_bytes(path.read_bytes()[:600])
+
+
+def void_validation(folder):
+    for number in (0, 1):
+        Image.fromarray(np.zeros((32, 64), np.uint8)).save(label(folder, "val", number))
+
+
+def wrong_size(folder):
+    for number in (0, 1):
+        Image.fromarray(np.full((32, 60), 7, np.uint8)).save(label(folder, "train", number))
+
+
+def another_name(folder):
+    for path, end in ((image(folder, "val"), "leftImg8bit"), (label(folder, "val"), "labelIds")):
+        middle = "" if end == "leftImg8bit" else "gtFine_"
+        path.rename(path.with_name(f"a_street_{middle}{end}.png"))
+
+
+def other_network(folder):
+    model = build_model(section(head=CONTEXT | {"channels": 8}), 19, image_size=(32, 48))
+    torch.save(model.state_dict(), folder / "other.pth")
+
+
+def a_run(folder):
+    (folder / "run/checkpoints").mkdir(parents=True)
+
+
+AFTER_BATCHES = ("training", "evaluation", "checkpoint")
+AFTER_DATA = ("labels", "batches", *AFTER_BATCHES)
+SABOTAGES = {
+    "unknown key": Sabotage(("optim.rate=1",), (("configuration", "optim.rate"),)),
+    "window below a patch": Sabotage(
+        ("eval.window=2", "eval.stride=1"),
+        (("configuration", "eval.window 2 must be at least 4"),),
+    ),
+    "loss.boundary missing": Sabotage(
+        (), (("configuration", "write loss.boundary: {}"),), model=UNEPT
+    ),
+    "micro batch": Sabotage(("train.micro_batch=3",), (("configuration", "write micro_batch: 2"),)),
+    "warm-up longer than the run": Sabotage(
+        ("schedule.warmup_iters=9",), (("configuration", "must be below train.iters"),)
+    ),
+    "output holds a run": Sabotage((), (("output", "already holds a run"),), a_run),
+    "output below a file": Sabotage(
+        ("output=FOLDER/tiny.yaml/run",), (("output", "write output=ANOTHER_FOLDER"),)
+    ),
+    "no data": Sabotage(
+        ("data.root=FOLDER/none",), (("data set", "no folder"),), skipped=AFTER_DATA
+    ),
+    "no such split": Sabotage(
+        ("data.val_split=vall",), (("data set", "did you mean val?"),), skipped=AFTER_DATA
+    ),
+    "another convention": Sabotage(
+        (),
+        (
+            ("labels", "see: segtrain data check"),
+            ("training", "toy_00000"),
+            ("evaluation", "toy_000000"),
+            ("submission", "200"),
+        ),
+        foreign_values,
+    ),
+    "label missing": Sabotage(
+        (),
+        (("labels", "1 file missing or unreadable: no file"), ("training", "no file")),
+        lambda folder: label(folder).unlink(),
+    ),
+    "image truncated": Sabotage(
+        (),
+        (("labels", "missing or unreadable: cannot read"), ("training", "copy it again")),
+        lambda folder: truncate(image(folder)),
+    ),
+    "image truncated, check off": Sabotage(
+        ("data.check=off",),
+        (("labels", "missing or unreadable: cannot read"), ("training", "copy it again")),
+        lambda folder: truncate(image(folder)),
+    ),
+    "image truncated in the end of val": Sabotage(
+        (),
+        (("labels", "missing or unreadable: cannot read"),),
+        lambda folder: truncate(image(folder, "val", 1)),
+    ),
+    "labels of another size": Sabotage(
+        (),
+        (("labels", "2 label maps of another size"), ("training", "write it at the image's size")),
+        wrong_size,
+    ),
+    "nothing to score": Sabotage(
+        (), (("labels", "data, val: no pixel has a class, nothing can be scored"),), void_validation
+    ),
+    "weights of another network": Sabotage(
+        ("init=FOLDER/other.pth",), (("weights", "does not fit the model"),), other_network, SR
+    ),
+    "no weights": Sabotage(("init=FOLDER/none.pth",), (("weights", "none.pth"),)),
+    "too many images": Sabotage(
+        ("data.train_images=9",),
+        (("batches", "write data.train_images: null"),),
+        skipped=AFTER_BATCHES,
+    ),
+    "fp16 on a CPU": Sabotage(
+        ("train.precision=fp16",),
+        (("batches", "write train.precision: bf16"),),
+        skipped=AFTER_BATCHES,
+    ),
+    "learning rate": Sabotage(
+        ("optim.lr=1e30",),
+        (("training", "the loss of update 2 is not finite; lower optim.lr"),),
+        model=SR,
+    ),
+    "crop too small for batch norms": Sabotage(
+        ("data.crop=[8,8]", "train.global_batch=1", "eval.window=8", "eval.stride=8"),
+        (("training", "raise data.crop or train.micro_batch"),),
+        model=SR | {"backbone": RESNET | {"output_stride": 32}},
+    ),
+    "one image for a norm of the whole image": Sabotage(
+        ("train.global_batch=1",),
+        (("training", "raise the batch size or use norm='GN'"),),
+        model=SR | {"backbone": DF2, "head": {"name": "df", "channels": 16}, "aux": None},
+    ),
+    "a name the server does not know": Sabotage(
+        (), (("submission", "keep that of the download"),), another_name
+    ),
+}
+
+
+@pytest.mark.parametrize("name", SABOTAGES)
+def test_sabotage_is_a_no_go_with_its_reason(name, tmp_path, capsys):
+    sabotage = SABOTAGES[name]
+    write_config(tmp_path, sabotage.model or SEGMENTER)
+    if sabotage.harm:
+        sabotage.harm(tmp_path)
+    keys = [text.replace("FOLDER", str(tmp_path)) for text in sabotage.overrides]
+    report = planned(tmp_path, capsys, SEGMENTER, *keys)
+    found = [(reason["step"], reason["text"]) for reason in report["reasons"]]
+    assert [step for step, _ in found] == [step for step, _ in sabotage.reasons], found
+    for (_, text), (_, part) in zip(found, sabotage.reasons, strict=True):
+        assert part in text
+    skipped = [step for step, state in states(report).items() if state == "skipped"]
+    assert skipped == list(sabotage.skipped)
+
+
+def test_no_go_in_words(tmp_path, capsys):
+    path = write_config(tmp_path, SR)
+    assert main(["plan", "--config", str(path), "optim.lr=1e30", f"init={tmp_path}/a.pth"]) == 2
+    lines = capsys.readouterr().out.splitlines()
+    end = lines.index("NO-GO, 2 reasons:")
+    assert [line.split(":")[0] for line in lines[end + 1 :]] == ["  weights", "  training"]
+    assert "training        FAILED" in lines
+
+
+def test_output_in_use(tmp_path, capsys):
+    (tmp_path / "run").mkdir()
+    with run_lock(tmp_path / "run"):
+        report = planned(tmp_path, capsys)
+    assert [reason["step"] for reason in report["reasons"]] == ["output"]
+    assert "is in use by process" in report["reasons"][0]["text"]
+    assert planned(tmp_path, capsys)["go"]
+
+
+def test_memory_that_is_not_there(tmp_path, capsys, monkeypatch):
+    write_config(tmp_path, SR)
+    fixed, kept = (planned(tmp_path, capsys)["facts"]["memory"][k] for k in ("fixed", "kept"))
+    monkeypatch.setattr(forecast, "_memory_of", lambda device: int((fixed + 0.6 * kept) / 0.9))
+    report = planned(tmp_path, capsys)
+    (reason,) = report["reasons"]
+    assert reason["step"] == "memory"
+    assert reason["text"].endswith("write train.micro_batch: 1")
+    assert [name for name, state in states(report).items() if state == "skipped"] == [
+        *("batches", "training", "evaluation", "checkpoint")
+    ]
+    monkeypatch.setattr(forecast, "_memory_of", lambda device: fixed)
+    assert "lower data.crop" in planned(tmp_path, capsys)["reasons"][0]["text"]
+    monkeypatch.setattr(forecast, "_memory_of", lambda device: None)
+    assert planned(tmp_path, capsys)["go"]
+
+
+def test_disk_that_is_not_there(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(rehearse, "disk_free", lambda folder: 1000)
+    (reason,) = planned(tmp_path, capsys)["reasons"]
+    assert reason["step"] == "checkpoint"
+    assert "lower train.keep" in reason["text"]
+
+
+def test_disk_that_is_full_while_saving(tmp_path, capsys, monkeypatch):
+    def full(*args, **options):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("segtrain.train.loop.save_checkpoint", full)
+    report = planned(tmp_path, capsys)
+    assert report["reasons"][0]["step"] == "checkpoint"
+    assert "make room, or write output=" in report["reasons"][0]["text"]
+
+
+def test_a_checkpoint_that_is_not_what_was_saved(tmp_path, capsys, monkeypatch):
+    load = TrainingState.load_state_dict
+
+    def one_bit_off(state, saved):
+        load(state, saved)
+        next(iter(state.model.parameters())).data.view(-1)[0] += 1e-3
+
+    monkeypatch.setattr(TrainingState, "load_state_dict", one_bit_off)
+    (reason,) = planned(tmp_path, capsys)["reasons"]
+    assert reason["text"].startswith("not the same after saving and restoring: model.encoder.")
+
+
+def test_weights_that_are_not_finite_though_the_losses_are(tmp_path, capsys, monkeypatch):
+    step = Run.step_optimizer
+
+    def broken(run):
+        step(run)
+        if run.state.step == 1:
+            next(iter(run.state.model.parameters())).data.fill_(torch.nan)
+
+    monkeypatch.setattr(Run, "step_optimizer", broken)
+    (reason,) = planned(tmp_path, capsys)["reasons"]
+    assert reason["step"] == "training"
+    assert reason["text"].startswith("weights are not finite after 2 updates")
+
+
+def test_a_signal_ends_it_and_leaves_nothing(tmp_path, capsys, monkeypatch):
+    path = write_config(tmp_path, SEGMENTER)
+    before = files_of(tmp_path)
+
+    def stop(run, **options):
+        raise Interrupted("stopped")
+
+    monkeypatch.setattr(Run, "train", stop)
+    assert main(["plan", "--config", str(path)]) == 75
+    assert files_of(tmp_path) == before
+
+
+def test_several_processes_are_refused(tmp_path, capsys, monkeypatch):
+    path = write_config(tmp_path, SEGMENTER)
+    monkeypatch.setattr("segtrain.dist.world_size", lambda: 2)
+    assert main(["plan", "--config", str(path)]) == 2
+    assert "start it without torchrun" in capsys.readouterr().err
+
+
+# ---- parts -------------------------------------------------------------------------------------
+def test_differences_are_named():
+    a = {"x": torch.ones(2), "y": [{"z": 1}, "text"], "n": torch.tensor(torch.nan)}
+    same = {"x": torch.ones(2), "y": [{"z": 1}, "text"], "n": torch.tensor(torch.nan)}
+    assert list(differences(a, same)) == []
+    other = {"x": torch.ones(2, dtype=torch.float64), "y": [{"z": 2}, "text"], "more": 1}
+    assert list(differences(a, other)) == ["x", "y.0.z", "n", "more"]
+    assert list(differences(torch.ones(2), torch.ones(3), "a")) == ["a"]
+    assert list(differences([1], [1, 2], "list")) == ["list"]
+    assert list(differences(1, True, "one")) == ["one"]
+
+
+def test_what_happens_how_often():
+    assert times_due(10, None) == 1
+    assert times_due(10, 3) == 4  # after 3, 6, 9 and 10
+    assert times_due(10, 5) == 2
+    assert times_due(10, 3, 2) == 7  # after 2, 3, 4, 6, 8, 9 and 10
+    assert times_due(10, 20) == 1
+
+
+def test_the_micro_batch_that_fits_divides_the_global_one(tmp_path):
+    options = load_config(write_config(tmp_path, SEGMENTER)).train
+    options = options.model_copy(update={"global_batch": 12})
+    memory = Memory(fixed=100, kept=1200, images=12, there=700)  # room for 5.3 images
+    assert memory.problem(options).endswith("write train.micro_batch: 4")
+    assert Memory(fixed=100, kept=1200, images=12, there=1300).problem(options) is None
+
+
+def test_the_rehearsal_has_the_schedule_of_the_run(tmp_path):
+    path = write_config(tmp_path, SEGMENTER, train={"iters": 50, "global_batch": 2})
+    run = load_config(path, ["train.eval_every=1", "train.checkpoint_every=1"])
+    changed = rehearsed(run)
+    assert (changed.train.iters, changed.train.eval_every) == (50, None)
+    assert changed.schedule == run.schedule
+    assert rehearsed(load_config(path, ["train.iters=1"])).train.iters == 3
+
+
+def test_unknown_errors_lead_to_their_place():
+    assert explained(ValueError("x is 1; write x=2")) == "x is 1; write x=2"
+    assert explained(ValueError("odd")).startswith("odd; see where it arose")
+    assert explained(RuntimeError("odd")) == (
+        "RuntimeError: odd; see where it arose: segtrain --traceback plan ..."
+    )
+    assert explained(MemoryError()).endswith("; lower train.micro_batch or data.crop")
+    report = Report()
+    report.run("a", lambda step: 1 / 0)
+    assert report.run("b", lambda step: 7) == 7
+    assert [step.state for step in report.steps] == ["failed", "ok"]
+
+
+def test_one_image_of_every_split(tmp_path):
+    layout = build_layout(load_config(write_config(tmp_path, SEGMENTER)).data)
+    for split in ("train", "val"):
+        assert first_image(layout).samples(split) == layout.samples(split)[:1]
