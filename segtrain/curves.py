@@ -1,6 +1,7 @@
-"""`segtrain runs plot`: losses and scores of one or several runs as a picture."""
+"""`segtrain runs`: losses and scores as a picture (`plot`); is a gain real (`compare`)."""
 
 import argparse
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,8 @@ from segtrain.train.journal import read_journal
 _EPILOG = """examples:
   segtrain runs plot output/my
   segtrain runs plot output/one output/two --out both.png
+  segtrain runs compare output/one output/two
+  segtrain runs compare one.json two.json --samples 20000 --json
 """
 # Event of the journal -> what is drawn of it, against the number of updates.
 _DRAWN = {"train": "loss", "evaluate": "miou"}
@@ -20,7 +23,7 @@ Points = list[tuple[int, float]]
 
 
 def add_commands(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
-    """Add `runs` and its sub-command.
+    """Add `runs` and its sub-commands.
 
     Args:
         commands: The sub-parsers of the main parser.
@@ -38,6 +41,64 @@ def add_commands(commands: "argparse._SubParsersAction[argparse.ArgumentParser]"
         "--out", type=Path, metavar="PICTURE", help="default: curves.png in the first folder"
     )
     plot.set_defaults(run=run_plot)
+    _add_compare(runs)
+
+
+def _add_compare(runs: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    parser = runs.add_parser(
+        "compare",
+        help="tell whether one run is really better than another",
+        description=(
+            "Difference B - A of two runs that `segtrain eval` has scored on the same images, with "
+            "95 % intervals: paired bootstrap over the images."
+        ),
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    for name in "ab":
+        parser.add_argument(
+            name, type=Path, metavar=name.upper(), help="run folder, or result of eval --out"
+        )
+    parser.add_argument("--split", metavar="NAME", help="where a run has several")
+    parser.add_argument(
+        "--samples", type=int, default=10_000, metavar="N", help="drawings (default: 10000)"
+    )
+    parser.add_argument("--seed", type=int, default=0, metavar="N", help="default: 0")
+    parser.add_argument(
+        "--size-statistic",
+        choices=("component", "image"),
+        default="component",
+        help="area that ranks small, medium and large classes (default: component)",
+    )
+    parser.add_argument("--json", action="store_true", help="print the result as JSON")
+    parser.set_defaults(run=run_compare)
+
+
+def run_compare(args: argparse.Namespace) -> int:
+    """Run `runs compare`.
+
+    Args:
+        args: Parsed arguments.
+
+    Returns:
+        Exit code 0, whoever is better.
+
+    Raises:
+        ValueError: For anything the user can correct.
+    """
+    from segtrain.evaluation.compare import compare
+    from segtrain.files import plain
+
+    result = compare(
+        args.a,
+        args.b,
+        split=args.split,
+        samples=args.samples,
+        seed=args.seed,
+        statistic=args.size_statistic,
+    )
+    print(json.dumps(plain(result.as_dict()), indent=2) if args.json else result.text())
+    return 0
 
 
 def run_plot(args: argparse.Namespace) -> int:

@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import os
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -61,7 +62,13 @@ def _add_eval(commands: Commands) -> None:
         default="component",
         help="area that ranks small, medium and large classes (default: component)",
     )
-    parser.add_argument("--out", type=Path, metavar="JSON", help="file for the result")
+    parser.add_argument(
+        "--out",
+        type=Path,
+        metavar="JSON",
+        help="file for the result; the counts of every image, for `runs compare`, go beside it "
+        "(.npz), else into the run",
+    )
     parser.add_argument("--json", action="store_true", help="print the result as JSON")
     parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="goes over the file")
     parser.set_defaults(run=run_eval)
@@ -167,21 +174,43 @@ def run_eval(args: argparse.Namespace) -> int:
     with dist.process_group() as own:
         device = own if dist.world_size() > 1 else choose_device(args.device)
         trained = _trained(args, device)
+        split = args.split or trained.config.data.val_split
+        counts_path = _counts_path(args, split)
         report = evaluate(
             trained.model,
             trained.layout,
-            args.split or trained.config.data.val_split,
+            split,
             trained.config,
             device,
             statistic=args.size_statistic,
             precision=args.precision,
             json_path=args.out,
+            counts_path=counts_path,
             progress=_Line("evaluating").show if dist.is_main() else None,
         )
         if dist.is_main():
-            result = {"weights": str(trained.weights), **report.as_dict()}
+            files = {"weights": trained.weights, "image_counts": counts_path}
+            result = {**files, **report.as_dict()}
             print(json.dumps(plain(result), indent=2) if args.json else report.table())
+            if counts_path is not None and not args.json:
+                print(f"counts of every image: {counts_path}")
     return 0
+
+
+def _counts_path(args: argparse.Namespace, split: str) -> Path | None:
+    """Beside the result, else in the run; a folder that may not be changed gets none."""
+    from segtrain.errors import UserError
+    from segtrain.evaluation.compare import counts_name
+
+    if args.out is not None:
+        # Said before the work, not after it.
+        if args.out.suffix == ".npz":
+            raise UserError(f"{args.out} would hold JSON; give --out another ending than .npz")
+        if not args.out.parent.is_dir():
+            raise UserError(f"no folder {args.out.parent} for --out; make it first")
+        return args.out.with_suffix(".npz")
+    writable = args.source.is_dir() and os.access(args.source, os.W_OK)
+    return args.source / counts_name(split) if writable else None
 
 
 def run_predict(args: argparse.Namespace) -> int:

@@ -1,4 +1,4 @@
-"""A model over a split: image by image, nothing kept but integer counts.
+"""A model over a split: image by image, nothing kept but integer counts of each.
 
 Every process takes each n-th image, so that none is counted twice, and adds up its counts.
 """
@@ -20,6 +20,7 @@ from segtrain.data.reading import read_image, read_labels
 from segtrain.errors import UserError
 from segtrain.evaluation.boundary_iou import BoundaryCounts
 from segtrain.evaluation.confusion import ConfusionMatrix
+from segtrain.evaluation.per_image import Recorder, write_counts
 from segtrain.evaluation.report import Report
 from segtrain.evaluation.size_groups import ClassSizes, size_groups
 from segtrain.files import write_json
@@ -80,6 +81,7 @@ def evaluate(
     statistic: str = "component",
     precision: str = "fp32",
     json_path: Path | None = None,
+    counts_path: Path | None = None,
     progress: Progress | None = None,
 ) -> Report:
     """Score a model on a split at the original size of its labels; a call of all processes.
@@ -90,10 +92,11 @@ def evaluate(
         split: Which split.
         config: Of the run.
         device: Where the model is.
-        detailed: Whether to measure class sizes and boundaries as well.
+        detailed: Whether to measure class sizes and boundaries and keep every image as well.
         statistic: What classes are ranked by, a key of `size_groups.STATISTICS`.
         precision: "fp32" or "bf16".
         json_path: File for the result; None writes none.
+        counts_path: File for the counts of every image; None writes none. Needs `detailed`.
         progress: Called with images done and all images of this process.
 
     Returns:
@@ -117,6 +120,9 @@ def evaluate(
     report = counts.report(layout, split, inferencer, images=len(samples), statistic=statistic)
     if json_path is not None and dist.is_main():
         write_json(json_path, report.as_dict())
+    if counts_path is not None and counts.images is not None and dist.is_main():
+        about = {key: report.as_dict()[key] for key in ("dataset", "split", "classes", "inference")}
+        write_counts(counts_path, counts.images.counts(about, counts.sizes))
     return report
 
 
@@ -128,7 +134,7 @@ def _count(
     progress: Progress | None,
 ) -> None:
     for done, (sample, (image, label)) in enumerate(read_ahead(layout, samples), start=1):
-        counts.update(inferencer.labels(image), label, name=str(sample.label))
+        counts.update(inferencer.labels(image), label, sample)
         if progress is not None:
             progress(done, len(samples))
 
@@ -138,27 +144,31 @@ class Counts:
 
     Args:
         num_classes: K.
-        detailed: Whether class sizes and boundaries are.
+        detailed: Whether class sizes and boundaries are, and every image is kept.
     """
 
     def __init__(self, num_classes: int, *, detailed: bool) -> None:
         self.confusion = ConfusionMatrix(num_classes)
         self.sizes = ClassSizes(num_classes) if detailed else None
         self.boundary = BoundaryCounts(num_classes) if detailed else None
+        self.images = Recorder() if detailed else None
 
-    def update(self, prediction: NDArray[np.uint8], label: Labels, *, name: str) -> None:
+    def update(self, prediction: NDArray[np.uint8], label: Labels, sample: Sample) -> None:
         """Count one image.
 
         Args:
             prediction: uint8 [H, W].
             label: uint8 [H, W].
-            name: The file, for messages.
+            sample: What they belong to.
 
         Raises:
             UserError: If the sizes disagree or a value is unknown.
         """
-        self.confusion.update(prediction, label, name=name)
-        if self.sizes is not None and self.boundary is not None:
+        one = ConfusionMatrix(self.confusion.num_classes)
+        one.update(prediction, label, name=str(sample.label))
+        self.confusion.merge(one)
+        if self.sizes is not None and self.boundary is not None and self.images is not None:
+            self.images.add(sample.name, one)
             self.sizes.update(label)
             self.boundary.update(prediction, label)
 
@@ -170,6 +180,8 @@ class Counts:
         """
         for part in filter(None, (self.confusion, self.sizes, self.boundary)):
             part.all_reduce(device)
+        if self.images is not None:
+            self.images.gather()
 
     def report(
         self, layout: Layout, split: str, inferencer: Inferencer, *, images: int, statistic: str

@@ -96,16 +96,16 @@ class Report:
         """
         boundary = self.boundary or (float("nan"),) * len(self.classes)
         columns = zip(self.classes, self.scores.iou, self.scores.accuracy, boundary, strict=True)
-        rows = [[name, *map(_percent, values)] for name, *values in columns]
+        rows = [[name, *map(percent, values)] for name, *values in columns]
         means = (self.scores.miou, self.scores.mean_accuracy, self.boundary_miou)
-        rows.append(["mean", *map(_percent, means)])
-        lines = _aligned([["class", "IoU", "accuracy", "boundary IoU"], *rows])
+        rows.append(["mean", *map(percent, means)])
+        lines = aligned([["class", "IoU", "accuracy", "boundary IoU"], *rows])
         lines.append(
-            f"pixel accuracy {_percent(self.scores.pixel_accuracy)}, "
-            f"frequency-weighted IoU {_percent(self.scores.fw_iou)}"
+            f"pixel accuracy {percent(self.scores.pixel_accuracy)}, "
+            f"frequency-weighted IoU {percent(self.scores.fw_iou)}"
         )
         if self.groups:
-            parts = (f"{g.name} {_percent(g.miou)} ({len(g.classes)})" for g in self.groups)
+            parts = (f"{g.name} {percent(g.miou)} ({len(g.classes)})" for g in self.groups)
             lines.append(f"mIoU by class size: {', '.join(parts)}")
         return "\n".join([*lines, self._conditions()])
 
@@ -119,12 +119,20 @@ class Report:
         )
 
 
-def _percent(value: float) -> str:
+def percent(value: float) -> str:
+    """A score from 0 to 1 in percent, `-` for NaN."""
     return "-" if isnan(value) else f"{100 * value:.2f}"
 
 
-def _aligned(rows: Sequence[Sequence[str]]) -> list[str]:
-    """Columns, the first to the left and the others to the right, and a line below the head."""
+def aligned(rows: Sequence[Sequence[str]]) -> list[str]:
+    """Columns, the first to the left and the others to the right, and a line below the head.
+
+    Args:
+        rows: The head and the others, all of the same length.
+
+    Returns:
+        The lines of a table.
+    """
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = [
         "  ".join(
