@@ -227,4 +227,6 @@ def _listed(value: Any) -> bool:
 
 def _equal(a: Tensor, b: Tensor) -> bool:
     """NaN is equal to NaN, so that a run that diverged has one reason."""
-    return a.shape == b.shape and bool(torch.isclose(a, b, rtol=0, atol=0, equal_nan=True).all())
+    if torch.equal(a, b) or a.shape != b.shape or not a.is_floating_point():
+        return torch.equal(a, b)
+    return bool(torch.isclose(a, b, rtol=0, atol=0, equal_nan=True).all())

@@ -94,16 +94,25 @@ class _Rehearsal:
             report.skip("labels", _NEEDS_DATA)
         else:
             report.run("labels", self._labels)
-        num_classes = len(layout.classes) if layout else None
-        fits = report.run("memory", lambda step: self._memory(step, num_classes))
-        if num_classes:
-            report.run("weights", lambda step: self._weights(step, num_classes))
-        if layout is None or fits is False:
-            why = _NEEDS_DATA if layout is None else "would not fit into the memory"
-            for name in ("batches", "training", "evaluation", "checkpoint"):
-                report.skip(name, why)
+        fits = self._fits(layout)
+        if layout is not None and fits:
+            self._fly(layout)
             return
-        self._fly(layout)
+        why = _NEEDS_DATA if layout is None else "would not fit into the memory"
+        for name in ("batches", "training", "evaluation", "checkpoint"):
+            report.skip(name, why)
+
+    def _fits(self, layout: Layout | None) -> bool:
+        """Try what needs the number of classes alone; whether training may be tried."""
+        try:
+            classes = len(layout.classes) if layout else num_classes_of(self.config)
+        except UserError:  # it stands with the data only
+            for name in ("memory", "weights"):
+                self.report.skip(name, _NEEDS_DATA)
+            return False
+        fits = self.report.run("memory", lambda step: self._memory(step, classes))
+        self.report.run("weights", lambda step: self._weights(step, classes))
+        return fits is not False
 
     def _fly(self, layout: Layout) -> None:
         """The rehearsal itself."""
@@ -144,9 +153,8 @@ class _Rehearsal:
             for found, use in zip(reports, _USES, strict=True):
                 step.problems += [] if sum(found.pixels) else [_nothing_in(found, *use)]
 
-    def _memory(self, step: Step, num_classes: int | None) -> bool:
-        known = num_classes or num_classes_of(self.config)
-        memory = forecast_memory(self.start, known, self.device)
+    def _memory(self, step: Step, num_classes: int) -> bool:
+        memory = forecast_memory(self.start, num_classes, self.device)
         height, width = self.config.data.crop
         there = "" if memory.there is None else f" of {gib(memory.there)}"
         step.lines.append(
@@ -191,7 +199,7 @@ class _Rehearsal:
         rates = ", ".join(f"{record['lr']:.3g}" for record in records)
         step.lines += [f"losses {losses}; learning rates {rates}"]
         peak = memory_mb(self.device)
-        most = "" if peak is None else f", {gib(peak * 2**20)} of memory at most"
+        most = "" if peak is None else f", this process took {gib(peak * 2**20)} at most"
         step.lines += [f"{self.seconds['update']:.2f} s an update{most}"]
 
     def _evaluation(self, step: Step, flight: Flight) -> None:

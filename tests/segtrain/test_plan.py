@@ -330,6 +330,16 @@ def test_sabotage_is_a_no_go_with_its_reason(name, tmp_path, capsys):
     assert skipped == list(sabotage.skipped)
 
 
+def test_without_data_their_number_of_classes_may_be_known(tmp_path, capsys):
+    data = {"dataset": "folder", "root": "none", "crop": [16, 16], "base_size": [72, 18]}
+    report = planned(tmp_path, capsys, data=data)
+    unknown = {step for step, state in states(report).items() if state == "skipped"}
+    assert unknown == {"memory", "weights", *AFTER_DATA}
+    report = planned(tmp_path, capsys, SEGMENTER, "data.folder.classes=[a,b]", "init=none.pth")
+    assert [reason["step"] for reason in report["reasons"]] == ["data set", "weights"]
+    assert states(report)["memory"] == "ok"
+
+
 def test_no_go_in_words(tmp_path, capsys):
     path = write_config(tmp_path, SR)
     assert main(["plan", "--config", str(path), "optim.lr=1e30", f"init={tmp_path}/a.pth"]) == 2
@@ -435,6 +445,8 @@ def test_differences_are_named():
     other = {"x": torch.ones(2, dtype=torch.float64), "y": [{"z": 2}, "text"], "more": 1}
     assert list(differences(a, other)) == ["x", "y.0.z", "n", "more"]
     assert list(differences(torch.ones(2), torch.ones(3), "a")) == ["a"]
+    assert list(differences(torch.tensor([True]), torch.tensor([False]), "b")) == ["b"]
+    assert list(differences(torch.tensor([True]), torch.tensor([True]), "b")) == []
     assert list(differences([1], [1, 2], "list")) == ["list"]
     assert list(differences(1, True, "one")) == ["one"]
 
