@@ -50,6 +50,7 @@ def run_plan(args: argparse.Namespace) -> int:
         UserError: If this is one of several processes.
         Interrupted: After a signal.
     """
+    from segtrain.errors import Interrupted
     from segtrain.files import plain
     from segtrain.plan.rehearse import rehearse
     from segtrain.plan.report import Report
@@ -58,8 +59,11 @@ def run_plan(args: argparse.Namespace) -> int:
     report = Report(tracebacks=args.traceback)
     if not args.json:
         report.show = lambda step: print(step.text(), flush=True)
-    with StopRequest() as stop, stop.at_once("the rehearsal was stopped; nothing of it is left"):
-        rehearse(args.config, args.overrides, report)
+    try:
+        with StopRequest() as stop, stop.at_once(""):
+            rehearse(args.config, args.overrides, report)
+    except Interrupted:  # of the loop in its own words: there is nothing to resume
+        raise Interrupted("the rehearsal was stopped; nothing of it is left") from None
     if args.json:
         print(json.dumps(plain(report.as_dict()), indent=2))
     else:

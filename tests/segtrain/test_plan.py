@@ -1,6 +1,8 @@
 """`segtrain plan`: GO for every method, NO-GO with the right reasons, and nothing left behind."""
 
 import json
+import os
+import signal
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +16,6 @@ from segtrain.cli import main
 from segtrain.config.load import load_config
 from segtrain.data.datasets import build_layout
 from segtrain.data.reading import read_stored
-from segtrain.errors import Interrupted
 from segtrain.files import run_lock
 from segtrain.models import build_model
 from segtrain.plan import forecast, rehearse
@@ -418,15 +419,21 @@ def test_weights_that_are_not_finite_though_the_losses_are(tmp_path, capsys, mon
     assert reason["text"].startswith("weights are not finite after 2 updates")
 
 
-def test_a_signal_ends_it_and_leaves_nothing(tmp_path, capsys, monkeypatch):
+@pytest.mark.parametrize("place", ["update", "evaluate", "save"])
+def test_a_signal_ends_it_and_leaves_nothing(place, tmp_path, capsys, monkeypatch):
     path = write_config(tmp_path, SEGMENTER)
     before = files_of(tmp_path)
+    method = getattr(Run, place)
 
-    def stop(run, **options):
-        raise Interrupted("stopped")
+    def stopped(run, *args):
+        os.kill(os.getpid(), signal.SIGTERM)
+        return method(run, *args)
 
-    monkeypatch.setattr(Run, "train", stop)
+    monkeypatch.setattr(Run, place, stopped)
+    handler = signal.getsignal(signal.SIGTERM)
     assert main(["plan", "--config", str(path)]) == 75
+    assert signal.getsignal(signal.SIGTERM) is handler
+    assert capsys.readouterr().err == "segtrain: the rehearsal was stopped; nothing of it is left\n"
     assert files_of(tmp_path) == before
 
 
