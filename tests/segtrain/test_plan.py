@@ -248,6 +248,23 @@ def test_a_checkpoint_that_is_not_what_was_saved(tmp_path, capsys, monkeypatch):
     assert reason["text"].startswith("not the same after saving and restoring: model.encoder.")
 
 
+def test_a_weight_file_that_is_not_what_was_evaluated(tmp_path, capsys, monkeypatch):
+    """It holds the running average, not the weights in training."""
+    keys = ("train.ema_decay=0.9",)
+    assert planned(tmp_path, capsys, SEGMENTER, *keys)["go"]
+    monkeypatch.setattr(TrainingState, "evaluated_model", lambda state: state.model)
+    export = Run.export
+    monkeypatch.setattr(Run, "export", lambda run, model: export(run, run.state.average.module))
+    (reason,) = planned(tmp_path, capsys, SEGMENTER, *keys)["reasons"]
+    assert reason["text"].startswith("not the same after saving and restoring: weights.")
+
+
+def test_results_that_the_server_refuses(tmp_path, capsys, monkeypatch):
+    found = ["a.png: 3x4 pixels, expected 64x32"]
+    monkeypatch.setattr("segtrain.evaluation.submission.violations", lambda *_: iter(found))
+    assert planned(tmp_path, capsys)["reasons"] == [{"step": "submission", "text": found[0]}]
+
+
 def test_weights_that_are_not_finite_though_the_losses_are(tmp_path, capsys, monkeypatch):
     step = Run.step_optimizer
 
