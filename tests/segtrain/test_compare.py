@@ -386,6 +386,11 @@ def test_two_runs_from_evaluation_to_sentence(tmp_path, capsys):
     assert found["a"]["counts"] == str(runs[0] / "per_image_val.npz")
     assert found["b"]["split"] == "val"
     assert "8-connected" in found["size_groups"]["definition"]
+    more = ["--json", "--split", "val", "--size-statistic", "image", "--samples", "100"]
+    assert main(["runs", "compare", *map(str, runs), *more]) == 0
+    assert "images that show it" in capsys.readouterr().out
+    assert main(["runs", "compare", *map(str, runs), "--split", "test"]) == 2
+    assert "--split test" in capsys.readouterr().err
 
 
 def test_weights_newer_than_the_counts_are_told(tmp_path):

@@ -69,14 +69,15 @@ def _score(rank: int, world: int, run, folder) -> None:
     store = dist.FileStore(str(folder / "store"), world)
     dist.init_process_group("gloo", store=store, rank=rank, world_size=world)
     t = load_trained(run)
-    evaluate(t.model, t.layout, "val", t.config, t.device, counts_path=folder / "two.npz")
+    evaluate(t.model, t.layout, "val", t.config, t.device, counts_path=folder / f"rank{rank}.npz")
     dist.destroy_process_group()
 
 
 def test_two_processes_write_what_one_writes(run, tmp_path):
     mp.start_processes(_score, (2, run, tmp_path), nprocs=2, start_method="fork")
+    assert not (tmp_path / "rank1.npz").exists()
     counts_of(run, tmp_path / "one.npz")
-    one, two = np.load(tmp_path / "one.npz"), np.load(tmp_path / "two.npz")
+    one, two = np.load(tmp_path / "one.npz"), np.load(tmp_path / "rank0.npz")
     assert set(one) == set(two) == {"about", "images", "cells", "void", "sizes"}
     for key in one:
         assert np.array_equal(one[key], two[key]), key
