@@ -3,18 +3,13 @@
 `python -m benchmarks.ops [--only TEXT] [--device cuda] [--threads N]`
 """
 
-import argparse
-import json
-from collections.abc import Sequence
 from typing import Any
 
-import torch
-
+from benchmarks import command
 from benchmarks.cases import deformable, mixture, pyramid, reassembly, squeeze
 from benchmarks.cases.case import ERROR, MEMORY, TIME, Case
-from benchmarks.common import limit_memory, metadata, save
-from benchmarks.measure import SEED, Setting, in_own_process, measure
-from benchmarks.rows import Row, as_json, compare, print_table
+from benchmarks.measure import in_own_process
+from benchmarks.rows import Row, compare, print_table
 
 MODULES = (mixture, reassembly, deformable, squeeze, pyramid)
 CASES = {case.name: case for m in MODULES for case in m.CASES}
@@ -59,28 +54,11 @@ def _baseline_failure(case: Case, results: dict[str, dict[str, Any]]) -> str:
     return f"{case.baseline}: {reason}" if reason else ""
 
 
-def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
-    """Read the command line."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--only", default="", help="cases whose name contains this")
-    parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
-    parser.add_argument("--threads", type=int, default=0, help="CPU threads; 0: PyTorch's choice")
-    parser.add_argument("--seconds", type=float, default=4.0, help="measured time per form")
-    parser.add_argument("--measure", nargs=2, metavar=("CASE", "FORM"), help=argparse.SUPPRESS)
-    return parser.parse_args(arguments)
-
-
 def main() -> None:
     """Measure every case, print the table, write the results."""
-    options = parse()
-    if options.threads:
-        torch.set_num_threads(options.threads)
-    setting = Setting(device=options.device, seconds=options.seconds, threads=options.threads)
-    if options.measure:
-        case, form = options.measure
-        if options.device == "cpu":
-            limit_memory()
-        print(json.dumps(measure(CASES[case], form, setting)))
+    options = command.parser(__doc__).parse_args()
+    setting = command.start(options, CASES)
+    if setting is None:
         return
     rows: list[Row] = []
     details: dict[str, dict[str, Any]] = {}
@@ -93,11 +71,7 @@ def main() -> None:
             details[case.name] = results
             rows += (new := rows_of(case, results))
             print_table(new)
-    if not rows:
-        raise SystemExit(f"no case contains {options.only!r}; known: {', '.join(CASES)}")
-    where = options.device if options.device == "cuda" else f"cpu{torch.get_num_threads()}"
-    content = as_json(rows, metadata(device=options.device, seed=SEED), details=details)
-    print("written:", save(f"ops-{where}", content))
+    command.finish("ops", rows, details, options, known=CASES)
 
 
 if __name__ == "__main__":

@@ -7,8 +7,6 @@ case take turns, each time in a process of its own; of every form the fastest me
 other work on the machine only ever adds to it.
 """
 
-import argparse
-import json
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
@@ -16,11 +14,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from benchmarks import command
 from benchmarks.cases.case import TIME, Case
-from benchmarks.common import limit_memory, metadata, save
-from benchmarks.measure import SEED, Setting, in_own_process, measure
+from benchmarks.measure import Setting, in_own_process
 from benchmarks.ops import rows_of
-from benchmarks.rows import Row, Target, as_json, compare, print_table
+from benchmarks.rows import Row, Target, compare, print_table
 from segtrain.config.schema import NetworkConfig
 from segtrain.models import build_model
 
@@ -136,18 +134,6 @@ def rates(case: Case, results: dict[str, dict[str, Any]]) -> list[Row]:
     ]
 
 
-def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
-    """Read the command line."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--only", default="", help="cases whose name contains this")
-    parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
-    parser.add_argument("--threads", type=int, default=0, help="CPU threads; 0: PyTorch's choice")
-    parser.add_argument("--seconds", type=float, default=6.0, help="measured time per process")
-    parser.add_argument("--repeats", type=int, default=3, help="processes per form (default: 3)")
-    parser.add_argument("--measure", nargs=2, metavar=("CASE", "FORM"), help=argparse.SUPPRESS)
-    return parser.parse_args(arguments)
-
-
 def measured(case: Case, setting: Setting, repeats: int) -> dict[str, dict[str, Any]]:
     """Measure the forms of a case in turns."""
     found: dict[str, list[dict[str, Any]]] = {form: [] for form in case.forms}
@@ -159,15 +145,11 @@ def measured(case: Case, setting: Setting, repeats: int) -> dict[str, dict[str, 
 
 def main() -> None:
     """Measure every case, print the table, write the results."""
-    options = parse()
-    if options.threads:
-        torch.set_num_threads(options.threads)
-    setting = Setting(device=options.device, seconds=options.seconds, threads=options.threads)
-    if options.measure:
-        case, form = options.measure
-        if options.device == "cpu":
-            limit_memory()
-        print(json.dumps(measure(CASES[case], form, setting)))
+    parser = command.parser(__doc__, seconds=6.0)
+    parser.add_argument("--repeats", type=int, default=3, help="processes per form (default: 3)")
+    options = parser.parse_args()
+    setting = command.start(options, CASES)
+    if setting is None:
         return
     rows: list[Row] = []
     details: dict[str, dict[str, Any]] = {}
@@ -176,11 +158,7 @@ def main() -> None:
             details[case.name] = measured(case, setting, options.repeats)
             rows += (new := rows_of(case, details[case.name]) + rates(case, details[case.name]))
             print_table(new)
-    if not rows:
-        raise SystemExit(f"no case contains {options.only!r}; known: {', '.join(CASES)}")
-    where = options.device if options.device == "cuda" else f"cpu{torch.get_num_threads()}"
-    content = as_json(rows, metadata(device=options.device, seed=SEED), details=details)
-    print("written:", save(f"realtime-{where}", content))
+    command.finish("realtime", rows, details, options, known=CASES)
 
 
 if __name__ == "__main__":

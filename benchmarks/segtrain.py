@@ -3,8 +3,6 @@
 `python -m benchmarks.segtrain [--only TEXT] [--device cuda] [--threads N]`
 """
 
-import argparse
-import json
 import tempfile
 import time
 from collections.abc import Callable, Sequence
@@ -15,12 +13,13 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from benchmarks import command
 from benchmarks.cases.case import MEMORY, TIME, Case
 from benchmarks.cases.unept import CASES as UNEPT
-from benchmarks.common import limit_memory, metadata, save, synchronize
-from benchmarks.measure import SEED, Setting, in_own_process, measure
+from benchmarks.common import synchronize
+from benchmarks.measure import SEED, Setting, in_own_process
 from benchmarks.ops import rows_of
-from benchmarks.rows import Row, Target, as_json, compare, print_table
+from benchmarks.rows import Row, Target, compare, print_table
 from ctxops.tokens import SelfAttention
 from ctxops.vit import build_vit
 from segtrain.config.schema import DataConfig, SegmenterConfig
@@ -210,17 +209,6 @@ def evaluation(device: str) -> list[Row]:
 
 
 # ---- command ---------------------------------------------------------------------------------
-def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
-    """Read the command line."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--only", default="", help="cases whose name contains this")
-    parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
-    parser.add_argument("--threads", type=int, default=0, help="CPU threads; 0: PyTorch's choice")
-    parser.add_argument("--seconds", type=float, default=4.0, help="measured time per form")
-    parser.add_argument("--measure", nargs=2, metavar=("CASE", "FORM"), help=argparse.SUPPRESS)
-    return parser.parse_args(arguments)
-
-
 def _models(only: str, setting: Setting) -> tuple[list[Row], dict[str, Any]]:
     rows: list[Row] = []
     details: dict[str, Any] = {}
@@ -237,15 +225,9 @@ def _models(only: str, setting: Setting) -> tuple[list[Row], dict[str, Any]]:
 
 def main() -> None:
     """Measure every case, print the table, write the results."""
-    options = parse()
-    if options.threads:
-        torch.set_num_threads(options.threads)
-    setting = Setting(device=options.device, seconds=options.seconds, threads=options.threads)
-    if options.measure:
-        case, form = options.measure
-        if options.device == "cpu":
-            limit_memory()
-        print(json.dumps(measure(CASES[case], form, setting)))
+    options = command.parser(__doc__).parse_args()
+    setting = command.start(options, CASES)
+    if setting is None:
         return
     rows, details = _models(options.only, setting)
     others: dict[str, Callable[[], list[Row]]] = {
@@ -256,12 +238,7 @@ def main() -> None:
         if options.only in name:
             rows += (new := rows_from())
             print_table(new)
-    if not rows:
-        known = ", ".join([*CASES, *others])
-        raise SystemExit(f"no case contains {options.only!r}; known: {known}")
-    where = options.device if options.device == "cuda" else f"cpu{torch.get_num_threads()}"
-    content = as_json(rows, metadata(device=options.device, seed=SEED), details=details)
-    print("written:", save(f"segtrain-{where}", content))
+    command.finish("segtrain", rows, details, options, known=[*CASES, *others])
 
 
 if __name__ == "__main__":
