@@ -7,6 +7,8 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from segtrain.config.commands import add_overrides
+
 if TYPE_CHECKING:
     from segtrain.evaluation.trained import Trained
 
@@ -70,7 +72,7 @@ def _add_eval(commands: Commands) -> None:
         "(.npz), else into the run",
     )
     parser.add_argument("--json", action="store_true", help="print the result as JSON")
-    parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="goes over the file")
+    add_overrides(parser)
     parser.set_defaults(run=run_eval)
 
 
@@ -84,7 +86,7 @@ def _add_predict(commands: Commands) -> None:
     )
     _add_model(parser)
     parser.add_argument("input", type=Path, metavar="INPUT", help="image, folder or video")
-    parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="goes over the file")
+    add_overrides(parser)
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="where to")
     parser.add_argument(
         "--kinds",
@@ -116,7 +118,7 @@ def _add_cityscapes(commands: Commands) -> None:
         "--out", type=Path, required=True, metavar="DIR", help="folder; the archive is DIR.zip"
     )
     parser.add_argument("--json", action="store_true", help="print what was done as JSON")
-    parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="goes over the file")
+    add_overrides(parser)
     parser.set_defaults(run=run_cityscapes)
 
 

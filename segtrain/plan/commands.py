@@ -3,6 +3,8 @@
 import argparse
 import json
 
+from segtrain.config.commands import add_overrides
+
 _EPILOG = """examples:
   segtrain plan --config configs/seg/segmenter/seg_tiny_instant.yaml
   segtrain plan --config my.yaml train.micro_batch=4 output=output/short
@@ -30,9 +32,7 @@ def add_commands(commands: "argparse._SubParsersAction[argparse.ArgumentParser]"
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--config", required=True, metavar="YAML", help="configuration file")
-    parser.add_argument(
-        "overrides", nargs="*", metavar="KEY=VALUE", help="goes over the file, as optim.lr=1e-3"
-    )
+    add_overrides(parser)
     parser.add_argument("--json", action="store_true", help="print the report as JSON")
     parser.set_defaults(run=run_plan)
 

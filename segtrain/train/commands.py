@@ -4,6 +4,8 @@ import argparse
 import json
 from pathlib import Path
 
+from segtrain.config.commands import add_overrides
+
 _TRAIN_EPILOG = """examples:
   segtrain train --config configs/seg/segmenter/seg_tiny_instant.yaml
   segtrain train --config my.yaml train.iters=2000 optim.lr=5e-4 output=output/short
@@ -36,9 +38,7 @@ def add_commands(commands: "argparse._SubParsersAction[argparse.ArgumentParser]"
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     train.add_argument("--config", required=True, metavar="YAML", help="configuration file")
-    train.add_argument(
-        "overrides", nargs="*", metavar="KEY=VALUE", help="goes over the file, as optim.lr=1e-3"
-    )
+    add_overrides(train)
     train.add_argument("--json", action="store_true", help="print the results as JSON")
     train.set_defaults(run=run_train)
     resume = commands.add_parser(

@@ -5,6 +5,8 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from segtrain.config.commands import add_overrides
+
 if TYPE_CHECKING:
     from segtrain.weights.read import WeightFile
 
@@ -101,9 +103,7 @@ def _add_model_command(
     parser.add_argument("--batch", type=_count, default=1, metavar="B", help="images (default: 1)")
     parser.add_argument("--classes", type=int, metavar="K", help="default: those of the data set")
     parser.add_argument("--json", action="store_true", help="print JSON")
-    parser.add_argument(
-        "overrides", nargs="*", metavar="KEY=VALUE", help="goes over the file, as optim.lr=1e-3"
-    )
+    add_overrides(parser)
     return parser
 
 

@@ -19,7 +19,7 @@ _LEVELS = 4
 _NORM = "BN"
 
 
-class PyramidHead(nn.Module):
+class FusedPyramidHead(nn.Module):
     """Pyramid, context, levels together through a 3x3 convolution, classifier.
 
     Deviation: the paper names its head only ("as in" DeepLabv3); this one has no part of its own
@@ -108,7 +108,7 @@ CONTEXTS: dict[str, Callable[[FptHeadConfig], nn.Module]] = {
 
 def build_fpt_head(
     config: FptHeadConfig, maps: Maps, *, num_classes: int, image_size: tuple[int, int]
-) -> PyramidHead:
+) -> FusedPyramidHead:
     """Build the head on the deepest map.
 
     Args:
@@ -124,7 +124,7 @@ def build_fpt_head(
     pyramid = PYRAMIDS[config.pyramid](
         in_channels=maps[name].channels, out_channels=config.channels, norm=_NORM
     )
-    return PyramidHead(
+    return FusedPyramidHead(
         feature=name,
         pyramid=pyramid,
         context=CONTEXTS[config.context](config),
