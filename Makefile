@@ -8,7 +8,7 @@ SEG_RUN := output/seg_tiny_instant
 SEG_SCENES := datasets/scenes
 SEG_CONFIG := configs/seg/segmenter/seg_tiny_instant.yaml
 
-.PHONY: setup demo compare demo-seg test lint bench clean
+.PHONY: setup demo compare demo-seg test stress lint bench clean
 
 setup: $(READY)
 
@@ -20,6 +20,10 @@ $(READY): pyproject.toml requirements.txt $(wildcard d2ctx/install/*.py)
 
 test: $(READY)
 	$(PY) -m pytest
+
+# Runs that are killed, disks that are full, thousands of broken inputs: minutes.
+stress: $(READY)
+	$(PY) -m pytest -m stress
 
 lint: $(READY)
 	$(PY) -m ruff check .
