@@ -22,6 +22,7 @@ RESULTS = Path(__file__).with_name("results")
 PROC = Path("/proc/self")
 MIN_ROUNDS = 3
 MAX_ROUNDS = 21
+MEASURED = ("ctxops", "segtrain", "d2ctx", "benchmarks/*.py")  # what results depend on
 
 
 def synchronize(device: str) -> None:
@@ -127,7 +128,7 @@ def metadata(*, device: str, seed: int) -> dict[str, Any]:
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "command": shlex.join(["python", "-m", *sys.orig_argv[sys.orig_argv.index("-m") + 1 :]]),
         "commit": _git("rev-parse", "HEAD"),
-        "modified_packages": bool(_git("status", "--porcelain", "--", "ctxops", "benchmarks/*.py")),
+        "modified_packages": bool(_git("status", "--porcelain", "--", *MEASURED)),
         "seed": seed,
         "python": platform.python_version(),
         "torch": torch.__version__,
