@@ -21,6 +21,7 @@ from ctxops.context import (
 from ctxops.deform_attention import DeformableAttention, deformable_attention
 from ctxops.deform_layers import DeformableDecoderLayer, DeformableEncoderLayer
 from ctxops.drop import DropBlock, DropPath
+from ctxops.finite import FiniteWatch, NonFinite, nonfinite_parameters
 from ctxops.fpt import FeaturePyramidTransformer, build_fpt
 from ctxops.fusion import GuidedBottomUp, GuidedTopDown, SumFusion
 from ctxops.graph import GraphReasoning
@@ -104,6 +105,7 @@ __all__ = [
     "DropPath",
     "EMAttention",
     "FeaturePyramidTransformer",
+    "FiniteWatch",
     "GlobalContext",
     "GraphReasoning",
     "GridEmbedding",
@@ -118,6 +120,7 @@ __all__ = [
     "NodeAttention",
     "NodeFC",
     "NodeGraph",
+    "NonFinite",
     "NonLocal",
     "ObjectContext",
     "PatchEmbedding",
@@ -161,6 +164,7 @@ __all__ = [
     "mean_over_processes",
     "mixture_attention",
     "mixture_weights",
+    "nonfinite_parameters",
     "normalize_kernels",
     "ohem_cross_entropy",
     "orthogonal_penalty",
