@@ -12,6 +12,8 @@ A boundary pixel takes the logits of its neighbour in its direction; diagonals m
 Letters: B batch, K classes, H W map at full resolution.
 """
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -154,7 +156,27 @@ def shift_map(x: Tensor, offsets: Tensor) -> Tensor:
     columns = torch.arange(width, device=x.device) + offsets[:, 1]
     index = rows.clamp(0, height - 1) * width + columns.clamp(0, width - 1)  # [B, H, W]
     index = index.flatten(1)[:, None].expand(-1, channels, -1)  # [B, K, H W]
-    return x.flatten(2).gather(2, index).unflatten(2, (height, width))
+    flat = x.flatten(2)
+    gathered = (
+        flat.gather(2, index) if torch.compiler.is_compiling() else _Gather.apply(flat, index)
+    )
+    return gathered.unflatten(2, (height, width))
+
+
+class _Gather(torch.autograd.Function):
+    """`gather` along the last axis; PyTorch's keeps the map for its backward pass, for its size."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, index: Tensor) -> Tensor:
+        """Map [B, K, N] and indices [B, K, N] -> [B, K, N]."""
+        ctx.save_for_backward(index)
+        return x.gather(2, index)
+
+    @staticmethod
+    def backward(ctx: Any, grad_out: Tensor) -> tuple[Tensor, None]:
+        """Gradient of x; differentiable in `grad_out`."""
+        (index,) = ctx.saved_tensors
+        return torch.zeros_like(grad_out).scatter_add(2, index, grad_out), None
 
 
 def refine_logits(

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from ctxops.checks import check_positive, check_probability, check_tokens
 from ctxops.deform_attention import DeformableAttention, check_level_shapes
+from ctxops.dropout import dropout, relu_dropout
 from ctxops.position import cell_centres
 from ctxops.precision import widened_dtype
 
@@ -34,15 +35,16 @@ class PostNormLayer(nn.Module):
         check_probability(dropout, "dropout")
         self.linear1 = _linear(embed_dim, ffn_dim)
         self.linear2 = _linear(ffn_dim, embed_dim)
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = dropout
 
     def feed_forward(self, x: Tensor) -> Tensor:
         """Two layers with a ReLU between, residual not added [B, N, d] -> [B, N, d]."""
-        return self.linear2(self.dropout(self.linear1(x).relu()))
+        hidden = relu_dropout(self.linear1(x), self.dropout, training=self.training)
+        return self.linear2(hidden)
 
     def add(self, x: Tensor, branch: Tensor, norm: nn.Module) -> Tensor:
         """LayerNorm of the residual sum, of one shape."""
-        return norm(x + self.dropout(branch))
+        return norm(x + dropout(branch, self.dropout, training=self.training))
 
 
 class DeformableEncoderLayer(PostNormLayer):

@@ -250,3 +250,19 @@ def test_compiled_and_exported_equal_eager():
 
 def test_angle_of_the_picture_is_measured_with_y_down():
     assert bin_of_angle(torch.tensor(math.degrees(math.atan2(1, 0)))) == 6  # down
+
+
+def test_second_derivatives_of_a_shift():
+    x, offsets = torch.randn(1, 2, 3, 4, dtype=torch.float64), torch.randint(-2, 3, (1, 2, 3, 4))
+    assert torch.autograd.gradgradcheck(
+        lambda x: shift_map(x, offsets).square(), (x.requires_grad_(),)
+    )
+
+
+def test_a_shift_keeps_its_indices_and_not_the_map():
+    logits, boundary, direction = heads(6, 5, channels=1)
+    logits = (1 * logits.requires_grad_()).exp()
+    kept = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda x: kept.append(x) or x, lambda x: x):
+        refine_logits(logits, boundary, direction)
+    assert [(x.dtype, x.untyped_storage().nbytes()) for x in kept] == [(torch.int64, 8 * 2 * 6 * 5)]
