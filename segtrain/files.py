@@ -1,5 +1,6 @@
 """Files that are whole or not there, and the lock of a run folder."""
 
+import errno
 import json
 import math
 import os
@@ -12,8 +13,18 @@ from typing import Any, BinaryIO
 from segtrain.errors import UserError
 
 LOCK_NAME = ".lock"
+PARTIAL = ".partial"
 _HOLDER_BYTES = 200
 _LOCKED_BYTE = 1 << 30  # far behind the text, which others may then read on Windows as well
+# What is wrong with a disk or a folder, and not with the program.
+_PLACE_ERRORS = {
+    getattr(errno, name)
+    for name in ("ENOSPC", "EDQUOT", "EFBIG", "EROFS", "EIO", "EACCES", "EPERM", "ENOTDIR")
+    if hasattr(errno, name)
+}
+# What a file system answers that knows no locks, such as some of clusters.
+_NO_LOCKS = {errno.ENOSYS, errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP}
+_held: set[BinaryIO] = set()
 
 
 def write_text(path: Path, text: str) -> None:
@@ -56,18 +67,48 @@ def replacing(path: Path) -> Iterator[Path]:
 
     Yields:
         The file to write.
+
+    Raises:
+        UserError: If the disk is full, or the folder cannot be written to.
     """
-    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
+    partial = path.with_name(f"{path.name}.{os.getpid()}{PARTIAL}")
+    with place_explained(path):
+        try:
+            yield partial
+            with partial.open("rb+") as file:
+                os.fsync(file.fileno())
+            os.replace(partial, path)
+        except BaseException:
+            with suppress(OSError):
+                partial.unlink()
+            raise
+        _sync_folder(path.parent)
+
+
+@contextmanager
+def place_explained(path: Path) -> Iterator[None]:
+    """Say in a line what keeps a file from being written.
+
+    Args:
+        path: The file.
+
+    Yields:
+        Nothing.
+
+    Raises:
+        UserError: If the disk is full, or the folder cannot be written to.
+    """
     try:
-        yield partial
-        with partial.open("rb+") as file:
-            os.fsync(file.fileno())
-        os.replace(partial, path)
-    except BaseException:
-        with suppress(FileNotFoundError):
-            partial.unlink()
-        raise
-    _sync_folder(path.parent)
+        yield
+    except (OSError, RuntimeError) as error:
+        # torch.save hides what the system said behind an error of its own.
+        cause = error.__context__ if isinstance(error, RuntimeError) else error
+        if not isinstance(cause, OSError) or cause.errno not in _PLACE_ERRORS:
+            raise
+        raise UserError(
+            f"cannot write {path}: {cause.strerror}; make room there, or mend its rights or disk, "
+            "and go on; what was written before is as it was"
+        ) from error
 
 
 def _sync_folder(folder: Path) -> None:
@@ -119,8 +160,10 @@ def run_lock(folder: Path) -> Iterator[None]:
         UserError: If another process holds it, naming that process.
     """
     path = folder / LOCK_NAME
-    path.touch()
-    with path.open("rb+") as file:
+    with place_explained(path):
+        path.touch()
+        file = path.open("rb+")
+    with file:
         if not _try_to_lock(file):
             holder = file.read(_HOLDER_BYTES).decode(errors="replace").strip() or "unknown"
             raise UserError(
@@ -130,8 +173,10 @@ def run_lock(folder: Path) -> Iterator[None]:
             file.truncate(0)
             file.write(f"process {os.getpid()} on {socket.gethostname()}\n".encode())
             file.flush()
+            _held.add(file)
             yield
         finally:
+            _held.discard(file)
             _unlock(file)
 
 
@@ -146,8 +191,8 @@ def _try_to_lock(file: BinaryIO) -> bool:
             import fcntl
 
             fcntl.flock(file.fileno(), fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        return False
+    except OSError as error:
+        return error.errno in _NO_LOCKS  # nobody can hold it there
     finally:
         file.seek(0)
     return True
@@ -164,3 +209,14 @@ def _unlock(file: BinaryIO) -> None:
         import fcntl
 
         fcntl.flock(file.fileno(), fcntl.LOCK_UN)
+
+
+def _let_workers_go() -> None:
+    """Close locks in a process just forked: a worker that outlives its trainer shall hold none."""
+    for file in _held:
+        file.close()
+    _held.clear()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_let_workers_go)

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from safetensors import safe_open
 from safetensors.torch import save
 from torch import Tensor, nn
 
@@ -52,12 +53,15 @@ def save_checkpoint(
     place = folder / FOLDER
     place.mkdir(exist_ok=True)
     with replacing(place / f"{_LAST}.pt") as partial:
-        torch.save({"version": VERSION, **state}, partial)
+        # Of an error in a file of Python the system's reason is known.
+        with partial.open("wb") as file:
+            torch.save({"version": VERSION, **state}, file)
         if keep > 1:
             _rename_last(place, step=state["step"])
-    save_weights(place / f"{_LAST}.safetensors", weights, text)
     for old in _numbered(place)[keep - 1 :]:
         _remove(old)
+    # The last thing that is written: where it is of this step, all of the checkpoint is there.
+    save_weights(place / f"{_LAST}.safetensors", weights, text)
 
 
 def save_best(folder: Path, weights: Mapping[str, Tensor], text: Mapping[str, str]) -> None:
@@ -136,6 +140,23 @@ def newest_checkpoint(folder: Path) -> Path | None:
     return found[0] if found else None
 
 
+def is_complete(folder: Path, step: int) -> bool:
+    """Whether the weights beside the newest checkpoint are its own.
+
+    Args:
+        folder: Of the run.
+        step: Of the checkpoint.
+
+    Returns:
+        False where the process ended between the two.
+    """
+    path = folder / FOLDER / f"{_LAST}.safetensors"
+    if not path.is_file():
+        return False
+    with safe_open(path, "pt") as file:
+        return (file.metadata() or {}).get("step") == str(step)
+
+
 def weight_text(model: nn.Module, config: "RunConfig", step: int) -> dict[str, str]:
     """Text fields that let a weight file be understood without its run.
 
@@ -165,10 +186,11 @@ def _rename_last(place: Path, *, step: int) -> None:
     before = torch.load(last, map_location="meta", weights_only=True, mmap=True)["step"]
     if before == step:
         return
-    last.replace(place / f"step_{before:08d}.pt")
+    # The weights first: a state whose weights are missing is saved again when the run goes on.
     weights = place / f"{_LAST}.safetensors"
     if weights.is_file():
         weights.replace(place / f"step_{before:08d}.safetensors")
+    last.replace(place / f"step_{before:08d}.pt")
 
 
 def _numbered(place: Path) -> list[Path]:
@@ -178,5 +200,5 @@ def _numbered(place: Path) -> list[Path]:
 
 
 def _remove(state: Path) -> None:
-    state.unlink()
     state.with_suffix(".safetensors").unlink(missing_ok=True)
+    state.unlink()  # last: it is what is found again where the process ends before

@@ -13,11 +13,12 @@ from segtrain import __version__
 from segtrain.config.load import diff, dump_yaml, load_config
 from segtrain.config.schema import RunConfig
 from segtrain.errors import UserError
-from segtrain.files import write_text
+from segtrain.files import PARTIAL, write_text
 from segtrain.train.checkpoint import FOLDER, load_checkpoint
 from segtrain.train.journal import NAME as JOURNAL_NAME
 
 CONFIG_NAME = "config.yaml"
+ENVIRONMENT_NAME = "environment.txt"
 RESULTS_NAME = "results.json"
 # Keys that change no number of a run: they may differ when it goes on, perhaps elsewhere.
 FREE = (
@@ -34,7 +35,7 @@ FREE = (
 
 
 def check_free(folder: Path) -> None:
-    """Refuse to start in a folder that holds a run; one without a checkpoint holds nothing.
+    """Refuse to start in a folder that holds a run; one without any weights holds nothing.
 
     Args:
         folder: For a new run.
@@ -42,7 +43,7 @@ def check_free(folder: Path) -> None:
     Raises:
         UserError: Naming the two ways on.
     """
-    if (folder / FOLDER).exists():
+    if any(not path.name.endswith(PARTIAL) for path in (folder / FOLDER).glob("*")):
         raise UserError(
             f"{folder} already holds a run; go on with it: segtrain resume {folder}, or write "
             "output=ANOTHER_FOLDER"
@@ -50,6 +51,18 @@ def check_free(folder: Path) -> None:
 
 
 def start_folder(folder: Path, config: RunConfig, *, device: torch.device) -> None:
+def remove_partial(folder: Path) -> None:
+    """Remove what a process that was killed had not finished writing.
+
+    Args:
+        folder: Of a run; locked, so that nobody else writes what is looked for here.
+    """
+    names = (CONFIG_NAME, ENVIRONMENT_NAME, JOURNAL_NAME, RESULTS_NAME)
+    patterns = (f"{FOLDER}/*{PARTIAL}", *(f"{name}.*{PARTIAL}" for name in names))
+    for path in (path for pattern in patterns for path in folder.glob(pattern)):
+        path.unlink()
+
+
     """Write what a new run starts with, once everything else is known to be in order.
 
     Args:
@@ -60,7 +73,7 @@ def start_folder(folder: Path, config: RunConfig, *, device: torch.device) -> No
     for name in (JOURNAL_NAME, RESULTS_NAME):  # of a run that died before its first checkpoint
         (folder / name).unlink(missing_ok=True)
     write_text(folder / CONFIG_NAME, dump_yaml(config))
-    write_text(folder / "environment.txt", environment(device))
+    write_text(folder / ENVIRONMENT_NAME, environment(device))
 
 
 def read_folder(folder: Path) -> tuple[RunConfig, dict[str, Any]]:

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from segtrain.errors import UserError
-from segtrain.files import plain, write_text
+from segtrain.files import place_explained, plain, write_text
 
 NAME = "log.jsonl"
 
@@ -33,23 +33,29 @@ class Journal:
             event: What happened: "start", "resume", "train", "evaluate", "save", "stop".
             step: Updates done so far.
             values: Numbers, texts and dicts of them; what is not finite becomes null.
+
+        Raises:
+            UserError: If the disk is full.
         """
         record = {"event": event, "step": step, **plain(values)}
-        with self._path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(record, allow_nan=False) + "\n")
+        line = json.dumps(record, allow_nan=False) + "\n"
+        with place_explained(self._path), self._path.open("a", encoding="utf-8") as file:
+            file.write(line)
         if self._board is not None:
             for name, value in record.items():
                 if isinstance(value, float):
                     self._board.add_scalar(f"{event}/{name}", value, step)
 
-    def forget_after(self, step: int) -> None:
+    def forget_after(self, step: int, *, evaluated: int) -> None:
         """Drop what happened after a step: a run that continues there writes it again.
 
         Args:
             step: Of the checkpoint to continue from.
+            evaluated: Of the last evaluation whose results were written.
         """
-        kept = [json.dumps(r) + "\n" for r in read_journal(self._path) if r["step"] <= step]
-        write_text(self._path, "".join(kept))
+        last = {"evaluate": min(step, evaluated)}
+        records = [r for r in read_journal(self._path) if r["step"] <= last.get(r["event"], step)]
+        write_text(self._path, "".join(json.dumps(record) + "\n" for record in records))
 
     def close(self) -> None:
         """Write out what TensorBoard still holds back."""

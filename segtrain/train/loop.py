@@ -19,7 +19,7 @@ from segtrain.criterion import LABELS, build_criterion, count_pixels
 from segtrain.errors import Interrupted
 from segtrain.files import write_json
 from segtrain.optim import build_schedule
-from segtrain.train.checkpoint import save_best, save_checkpoint, weight_text
+from segtrain.train.checkpoint import is_complete, save_best, save_checkpoint, weight_text
 from segtrain.train.feed import Batch, Feed
 from segtrain.train.folder import RESULTS_NAME, read_results
 from segtrain.train.journal import Journal
@@ -65,8 +65,11 @@ class Run:
             config.schedule, base_lr=config.optim.lr, iters=options.iters
         )
         self.meter = Meter(device, images=options.global_batch)
-        self.saved = state.step
+        # A process that was killed may have left a checkpoint without its weights.
+        self.saved = state.step if is_complete(folder, state.step) else None
         self.results = read_results(folder)
+        # Of a later update, where the newest checkpoints were removed.
+        self.results["step"] = min(self.results["step"], state.step)
 
     def train(self, *, updates: int | None = None) -> dict[str, Any]:
         """Train to the end, or until a signal.
@@ -87,6 +90,8 @@ class Run:
         with generators_kept():
             batches = self.feed.batches(state.step)
         with StopRequest() as stop, self.progress:
+            if state.step:
+                self.save()  # again, where the process before ended within it
             self.between_updates(stop)
             while state.step < end:
                 rate = self.schedule.apply(state.optimizer, state.step)
@@ -192,9 +197,10 @@ class Run:
         exported = self.export(model)
         if dist.is_main():
             if best["step"] == step:
+        self.write("evaluate", scores)
                 save_best(self.folder, *exported)
             write_json(self.folder / RESULTS_NAME, self.results)
-        self.write("evaluate", scores)
+            # Last: an evaluation without results is done again, and its record forgotten.
         self.progress.note(f"step {step}  mIoU {scores['miou']:.4f}  best {best['miou']:.4f}")
 
     def save(self) -> None:

@@ -12,9 +12,15 @@ from torch import nn
 
 from segtrain import dist
 from segtrain.config.schema import RunConfig
-from segtrain.files import run_lock
+from segtrain.files import place_explained, run_lock
 from segtrain.train.feed import Feed
-from segtrain.train.folder import check_free, read_folder, start_folder
+from segtrain.train.folder import (
+    check_free,
+    read_folder,
+    read_results,
+    remove_partial,
+    start_folder,
+)
 from segtrain.train.journal import Journal
 from segtrain.train.loop import Run
 from segtrain.train.progress import Progress
@@ -112,7 +118,7 @@ def _run(
     journal = None
     if dist.is_main():
         journal = Journal(folder, tensorboard=config.train.tensorboard)
-        journal.forget_after(state.step)
+        journal.forget_after(state.step, evaluated=read_results(folder)["step"])
     progress = Progress(total=config.train.iters, done=state.step)
     run = Run(
         config=config,
@@ -166,9 +172,11 @@ def _held(folder: Path, *, must_exist: bool = False) -> Iterator[None]:
     if not dist.is_main() or (must_exist and not folder.is_dir()):
         yield
         return
-    folder.mkdir(parents=True, exist_ok=True)
+    with place_explained(folder):
+        folder.mkdir(parents=True, exist_ok=True)
     with run_lock(folder):
         yield
+        remove_partial(folder)
 
 
 def set_up(config: RunConfig) -> None:
