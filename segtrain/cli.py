@@ -1,6 +1,7 @@
 """The `segtrain` command: every module of commands adds its parsers; this file runs them."""
 
 import argparse
+import io
 import os
 import sys
 import traceback
@@ -106,6 +107,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         saving, 130 interrupted.
     """
     args = parse(argv)
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        # File names may be no Unicode; they shall be shown all the same.
+        sys.stdout.reconfigure(errors="backslashreplace")
     try:
         code = int(args.run(args))
         sys.stdout.flush()

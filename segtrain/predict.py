@@ -8,7 +8,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from segtrain.data.datasets.layout import IMAGE_SUFFIXES, files_below
+from segtrain.data.datasets.layout import IMAGE_SUFFIXES, all_below, files_below, repeated
 from segtrain.data.labels import ClassSet, Labels
 from segtrain.data.reading import read_image
 from segtrain.errors import UserError
@@ -178,13 +178,28 @@ def find_images(source: Path) -> dict[str, Path]:
     if not paths:
         raise UserError(f"no image below {source}; known endings: {', '.join(IMAGE_SUFFIXES)}")
     names = [path.relative_to(source).with_suffix("").as_posix() for path in paths]
-    if len(set(names)) < len(names):
-        twice = sorted({name for name in names if names.count(name) > 1})
+    if twice := repeated(names):
         raise UserError(
             f"{source} has images that differ in their ending only ({first_of(twice)}), their "
             "results would get the same name; rename them"
         )
     return dict(zip(names, paths, strict=True))
+
+
+def left_out(source: Path) -> list[Path]:
+    """Files below a folder that `find_images` does not take for images.
+
+    Args:
+        source: As in `find_images`.
+
+    Returns:
+        The files, none of a single image; hidden ones are not counted.
+
+    Raises:
+        UserError: If a folder cannot be listed.
+    """
+    files = all_below(source) if source.is_dir() else ()
+    return sorted(path for path in files if not path.name.lower().endswith(IMAGE_SUFFIXES))
 
 
 @contextmanager

@@ -20,7 +20,7 @@ from PIL import Image
 from segtrain.data.datasets import Sample
 from segtrain.data.datasets.cityscapes import IMAGE_END, LABEL_IDS, NUM_LABEL_IDS
 from segtrain.data.labels import Labels
-from segtrain.data.reading import opened, read_image
+from segtrain.data.reading import opened, read_image, upright_size
 from segtrain.errors import UserError
 from segtrain.evaluation.cityscapes_official import pixel_scores
 from segtrain.files import replacing, write_bytes
@@ -240,7 +240,8 @@ def image_sizes(samples: Iterable[Sample]) -> dict[str, tuple[int, int]]:
     sizes = {}
     for sample in samples:
         with opened(sample.image) as picture:
-            sizes[key_of(sample.image)] = (picture.height, picture.width)
+            width, height = upright_size(picture, decode=False)
+            sizes[key_of(sample.image)] = (height, width)
     return sizes
 
 

@@ -15,6 +15,7 @@ FromList = BeforeValidator(_as_tuple)
 Count = Annotated[int, Field(ge=1)]
 CountOrZero = Annotated[int, Field(ge=0)]
 Byte = Annotated[int, Field(ge=0, le=255)]
+LabelValue = Annotated[int, Field(ge=0, le=65535)]  # of a label map of up to 16 bits
 Positive = Annotated[float, Field(gt=0)]
 NotNegative = Annotated[float, Field(ge=0)]
 Share = Annotated[float, Field(ge=0, le=1)]

@@ -10,6 +10,7 @@ from segtrain.config.base import (
     Count,
     CountOrZero,
     FromList,
+    LabelValue,
     Positive,
     PositiveShare,
     Section,
@@ -34,13 +35,13 @@ class FolderConfig(Section):
     masks: Text = "masks"
     """Folder of the masks, relative to the root."""
 
-    ignore: Annotated[tuple[CountOrZero, ...], FromList] = (255,)
+    ignore: Annotated[tuple[LabelValue, ...], FromList] = (255,)
     """Values of the masks that count neither in training nor in evaluation."""
 
     reduce_zero: bool = False
     """Value 0 is ignored, and value k is class k - 1."""
 
-    mapping: dict[CountOrZero, Byte] | None = None
+    mapping: dict[LabelValue, Byte] | None = None
     """Value of the masks -> class, or 255 for ignored; a value that is not listed is an error."""
 
     binary: bool = False

@@ -12,7 +12,7 @@ from typing import Any
 from segtrain.config.data import DataConfig
 from segtrain.data.conventions import Evidence, Guess, guesses, suspicions
 from segtrain.data.datasets import Layout, Sample, build_layout
-from segtrain.data.datasets.layout import files_below
+from segtrain.data.datasets.layout import IMAGE_SUFFIXES, all_below, files_below
 from segtrain.data.labels import IGNORE_INDEX, ValueEncoding, ranges
 from segtrain.data.scan import FileFacts, scan
 from segtrain.errors import UserError
@@ -188,6 +188,7 @@ def check_samples(
     _channels(report, layout, facts)
     _values(report, layout, facts)
     _unpaired(report, layout, samples)
+    _unknown(report, layout, samples)
     if decode:
         _count(report, layout, facts)
     return report
@@ -263,6 +264,22 @@ def _unpaired(report: SplitReport, layout: Layout, samples: Sequence[Sample]) ->
         text = f"{plural(len(extra), 'label map')} without an image: {first_of(extra)}"
         files = tuple(map(str, extra))
         report.errors.append(Finding("unpaired", f"{text}; add the images or remove them", files))
+
+
+def _unknown(report: SplitReport, layout: Layout, samples: Sequence[Sample]) -> None:
+    """Files among the images that nobody will look at."""
+    if not layout.one_to_one:
+        return
+    top = {s.image.parents[len(Path(s.name).parts) - 1] for s in samples}
+    extra = [
+        path
+        for folder in sorted(top)
+        for path in sorted(all_below(folder))
+        if not path.name.lower().endswith(IMAGE_SUFFIXES)
+    ]
+    if extra:
+        text = f"{plural(len(extra), 'file')} of no known ending among the images"
+        report.notes.append(f"{text}, not used: {first_of(extra)}")
 
 
 def _count(report: SplitReport, layout: Layout, facts: Sequence[FileFacts]) -> None:

@@ -130,7 +130,7 @@ class ValueEncoding:
         if stored.ndim != 2:
             raise UserError(f"expected a label map of one channel, got {_kind(stored)}")
         labels, known = self._arrays()
-        inside = stored.dtype == np.uint8 or (stored.min() >= 0 and stored.max() <= 255)
+        inside = stored.dtype == np.uint8 or (stored.min() >= 0 and stored.max() < len(known))
         if not inside or not known[stored].all():
             raise UserError(f"{self.foreign_text(np.unique(stored).tolist())}; {self._expected()}")
         return labels[stored]
@@ -154,8 +154,10 @@ class ValueEncoding:
         return f"known: {ranges([value for value, _ in self.classes])}"
 
     def _arrays(self) -> tuple[Labels, NDArray[np.bool_]]:
-        labels = np.full(256, IGNORE_INDEX, np.uint8)
-        known = np.zeros(256, bool)
+        # A byte has its place whether it is listed or not; wider values as far as they are listed.
+        places = max(256, *(value + 1 for value, _ in self.classes))
+        labels = np.full(places, IGNORE_INDEX, np.uint8)
+        known = np.zeros(places, bool)
         for value, label in self.classes:
             labels[value], known[value] = label, True
         return labels, known

@@ -10,7 +10,7 @@ from PIL import Image
 
 from segtrain.data.datasets.layout import Layout, Sample
 from segtrain.data.labels import pack
-from segtrain.data.reading import opened, refuse_deep
+from segtrain.data.reading import opened, refuse_deep, upright_size
 from segtrain.errors import UserError
 
 _THREADS = 4  # decoding leaves the interpreter free
@@ -108,14 +108,12 @@ def _facts(layout: Layout, sample: Sample, decode: bool) -> FileFacts:
 def _image_size(path: Path, decode: bool) -> tuple[int, int]:
     with opened(path) as picture:
         refuse_deep(picture, path)
-        if decode:
-            picture.load()
-        return picture.size
+        return upright_size(picture, decode=decode)
 
 
 def _read_label(facts: FileFacts, path: Path, wants_colours: bool, decode: bool) -> None:
     with opened(path) as picture:
-        facts.label_size = picture.size
+        facts.label_size = upright_size(picture, decode=decode)
         if picture.mode == "F":
             raise UserError(f"{path}: expected whole numbers, got mode F; write it as 8-bit PNG")
         facts.mode = picture.mode

@@ -228,7 +228,8 @@ def run_predict(args: argparse.Namespace) -> int:
         ValueError: for anything the user can correct.
     """
     from segtrain.evaluation.trained import choose_device
-    from segtrain.predict import Predictor
+    from segtrain.predict import Predictor, left_out
+    from segtrain.wording import first_of, plural
 
     trained = _trained(args, choose_device(args.device))
     predictor = Predictor(
@@ -240,6 +241,8 @@ def run_predict(args: argparse.Namespace) -> int:
     )
     done = predictor.run(args.input, _Line("predicting").show)
     print(f"wrote {', '.join(args.kinds)} of {done} pictures to {args.out}")
+    if others := left_out(args.input):
+        print(f"left out {plural(len(others), 'file')} of no known ending: {first_of(others)}")
     return 0
 
 

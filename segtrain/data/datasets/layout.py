@@ -1,6 +1,8 @@
 """What every data set is to the rest: classes, samples of a split, and how labels are read."""
 
-from collections.abc import Callable, Iterable
+import os
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -69,9 +71,7 @@ class Layout:
         if not self.root.is_dir():
             raise UserError(f"data.root: no folder {self.root}; name where {self.name} lies")
         samples = [s for part in split.split("+") for s in self._part(part)]
-        names = [sample.name for sample in samples]
-        if len(set(names)) < len(names):
-            twice = sorted({name for name in names if names.count(name) > 1})
+        if twice := repeated(sample.name for sample in samples):
             raise UserError(f"split {split!r} names images twice: {first_of(twice)}")
         return samples
 
@@ -100,8 +100,23 @@ class Layout:
         return self.encoding.decode(stored)
 
 
+def repeated(names: Iterable[str]) -> list[str]:
+    """Names that occur more than once, sorted.
+
+    Args:
+        names: Any.
+
+    Returns:
+        Each of them once.
+    """
+    return sorted(name for name, count in Counter(names).items() if count > 1)
+
+
 def files_below(folder: Path, suffixes: tuple[str, ...]) -> list[Path]:
     """Files with one of the endings, at any depth, sorted by their path below the folder.
+
+    Links are followed. A folder that is reached twice, as in a loop, is looked into once. A link
+    that leads nowhere is listed, so that whoever reads it says so.
 
     Args:
         folder: Where to look; it may be missing.
@@ -109,10 +124,55 @@ def files_below(folder: Path, suffixes: tuple[str, ...]) -> list[Path]:
 
     Returns:
         Paths; hidden files are left out.
+
+    Raises:
+        UserError: If a folder cannot be listed.
     """
-    found = (p for p in folder.rglob("*") if p.name.lower().endswith(suffixes))
-    visible = (p for p in found if not p.name.startswith(".") and p.is_file())
-    return sorted(visible, key=lambda p: p.relative_to(folder).as_posix())
+    found = [p for p in all_below(folder) if p.name.lower().endswith(suffixes)]
+    return sorted(found, key=lambda p: p.relative_to(folder).as_posix())
+
+
+def all_below(folder: Path) -> Iterator[Path]:
+    """Whatever is no folder and not hidden, at any depth, in the sense of `files_below`.
+
+    Args:
+        folder: Where to look; it may be missing.
+
+    Yields:
+        Paths, in no order.
+
+    Raises:
+        UserError: If a folder cannot be listed.
+    """
+    # Links wait until all real folders were looked into: these give the names.
+    waiting, links = [folder] if folder.is_dir() else [], []
+    seen: set[tuple[int, int]] = set()
+    while waiting or links:
+        place = (waiting or links).pop()
+        state = place.stat()
+        if (state.st_dev, state.st_ino) in seen:
+            continue
+        seen.add((state.st_dev, state.st_ino))
+        for entry in _entries(place):
+            if _is_folder(entry):
+                (links if entry.is_symlink() else waiting).append(Path(entry.path))
+            elif not entry.name.startswith("."):
+                yield Path(entry.path)
+
+
+def _is_folder(entry: "os.DirEntry[str]") -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:  # a link that leads to itself
+        return False
+
+
+def _entries(folder: Path) -> "list[os.DirEntry[str]]":
+    try:
+        with os.scandir(folder) as entries:
+            return sorted(entries, key=lambda entry: entry.name, reverse=True)
+    except OSError as error:
+        raise UserError(f"cannot look into {folder}: {error.strerror}; mend its rights") from error
 
 
 def read_lines(path: Path) -> list[str]:
