@@ -50,6 +50,9 @@ def add_d2ctx_config(cfg: CfgNode) -> None:
     _add_missing(cfg.MODEL, "WEIGHTS_MIN_MATCH", 0.5)
     # "SGD" (Detectron2's) or "AdamW"
     _add_missing(cfg.SOLVER, "OPTIMIZER", "SGD")
+    # After an update with a loss or gradient that is NaN or infinite: "stop"; "skip" it, at most 10
+    # in a row; "rewind" to the last checkpoint and go on with other data, at most 3 times
+    _add_missing(cfg.SOLVER, "ON_NONFINITE", "stop")
     # COCO-format data sets by name: {JSON: file, IMAGES: folder}, absolute or relative to
     # $DETECTRON2_DATASETS.
     _add_missing(cfg.DATASETS, "COCO_FORMAT", CfgNode(new_allowed=True))

@@ -3,9 +3,12 @@
 import json
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
+
+_PARTIAL = ".partial"
 
 
 def user_cache() -> Path:
@@ -30,9 +33,52 @@ def write_bytes(path: Path, content: bytes) -> None:
         path: The file.
         content: Its new content.
     """
-    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
-    partial.write_bytes(content)
-    os.replace(partial, path)
+    with replacing(path) as partial:
+        partial.write_bytes(content)
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """Let the caller write a file beside `path`, then put it in its place.
+
+    Args:
+        path: The file; an error in the body leaves it as it was, and nothing beside it.
+
+    Yields:
+        The file to write.
+    """
+    partial = path.with_name(f"{path.name}.{os.getpid()}{_PARTIAL}")
+    try:
+        yield partial
+        with partial.open("rb+") as file:
+            os.fsync(file.fileno())
+        os.replace(partial, path)
+    except BaseException:
+        with suppress(OSError):
+            partial.unlink()
+        raise
+    _sync_folder(path.parent)
+
+
+def _sync_folder(folder: Path) -> None:
+    """Make the new name outlast a loss of power; Windows does so by itself."""
+    if os.name == "nt":
+        return
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def remove_partials(folder: Path) -> None:
+    """Remove what processes that were killed left half written.
+
+    Args:
+        folder: Where no other process writes.
+    """
+    for path in folder.glob(f"*{_PARTIAL}"):
+        path.unlink(missing_ok=True)
 
 
 def write_json(path: Path, value: Any) -> None:

@@ -15,6 +15,7 @@ from d2ctx.config import load_config
 from d2ctx.errors import exit_code
 from d2ctx.files import write_json
 from d2ctx.preflight import check_levels, check_run
+from d2ctx.recovery.signals import passed_on
 from d2ctx.registration import register, register_datasets
 from d2ctx.runs import start_run
 from d2ctx.trainer import Trainer
@@ -70,7 +71,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv: Arguments without the program name; None takes them from the process.
 
     Returns:
-        The exit code: 0, or 2 after an error that the user can mend.
+        The exit code: 0, 2 after an error that the user can mend, or 75 where a signal stopped
+        a training that can go on.
     """
     args = default_argument_parser(epilog=EPILOG).parse_args(argv)
     return exit_code(lambda: _checked_launch(args))
@@ -91,14 +93,15 @@ def _checked_launch(args: argparse.Namespace) -> None:
         run(cfg, eval_only=args.eval_only, resume=args.resume)
         return
     try:
-        launch(
-            _worker,
-            args.num_gpus,
-            num_machines=args.num_machines,
-            machine_rank=args.machine_rank,
-            dist_url=args.dist_url,
-            args=(cfg, args.eval_only, args.resume),
-        )
+        with passed_on():
+            launch(
+                _worker,
+                args.num_gpus,
+                num_machines=args.num_machines,
+                machine_rank=args.machine_rank,
+                dist_url=args.dist_url,
+                args=(cfg, args.eval_only, args.resume),
+            )
     except ProcessExitedException as error:
         sys.exit(error.exit_code)  # the worker has told why
 

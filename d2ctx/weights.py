@@ -6,6 +6,8 @@
 import logging
 import sys
 from collections.abc import Mapping
+from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 from detectron2.checkpoint import DetectionCheckpointer
@@ -14,6 +16,7 @@ from torch import Tensor, nn
 from d2ctx import compat
 from d2ctx.convert import main
 from d2ctx.errors import UserError
+from d2ctx.recovery.checkpoints import to_resume_from, write_checkpoint
 from d2ctx.safe_read import read_checkpoint
 from d2ctx.weight_files import PATH_FIX, load_weights_file, local_path
 from d2ctx.weight_report import WeightReport, compare_state
@@ -53,6 +56,7 @@ def load_initial_weights(model: nn.Module, path: str, *, threshold: float = 0.5)
 class SafeCheckpointer(DetectionCheckpointer):
     """`DetectionCheckpointer` that refuses code in files, and files of another architecture.
 
+    It writes files whole or not at all, and resumes from an older one where the last is unreadable.
     Initial weights must find a place for `min_match` of their tensors: backbone-only files are
     welcome, those of another network are not. A checkpoint to resume from must fit completely.
 
@@ -80,6 +84,40 @@ class SafeCheckpointer(DetectionCheckpointer):
         self.min_match = min_match
         self.report: WeightReport | None = None
         self._resuming = False
+        self._read: dict[str, Any] | None = None
+
+    def save(self, name: str, **kwargs: Any) -> None:
+        """Write model and checkpointables to `save_dir`, and let `last_checkpoint` name the file.
+
+        Args:
+            name: Of the file, without its ending.
+            kwargs: More to save.
+
+        Raises:
+            UserError: If it cannot be written; the checkpoints before it are intact.
+        """
+        if not (self.save_dir and self.save_to_disk):
+            return
+        states = {key: part.state_dict() for key, part in self.checkpointables.items()}
+        content = {"model": self.model.state_dict(), **states, **kwargs}
+        write_checkpoint(Path(self.save_dir), f"{name}.pth", content)
+        logger.info("Saved %s", Path(self.save_dir, f"{name}.pth"))
+
+    def has_checkpoint(self) -> bool:
+        """Whether there is something in `save_dir` to resume from."""
+        return bool(self.save_dir and to_resume_from(Path(self.save_dir)))
+
+    def get_checkpoint_file(self) -> str:
+        """The newest checkpoint in `save_dir` that can be read, the oldest without being tried."""
+        files = to_resume_from(Path(self.save_dir))
+        for path, before in pairwise(files):
+            try:
+                self._read = read_checkpoint(str(path)) if path.is_file() else None
+            except UserError as error:
+                logger.warning("%s; going on from %s instead", error, before.name)
+                continue
+            return str(path)
+        return str(files[-1]) if files else ""
 
     def resume_or_load(self, path: str, *, resume: bool = True) -> dict[str, Any]:
         """Continue from the last checkpoint of `save_dir` if `resume`, else load `path`.
@@ -98,7 +136,7 @@ class SafeCheckpointer(DetectionCheckpointer):
         try:
             return super().resume_or_load(path, resume=resume)
         finally:
-            self._resuming = False
+            self._resuming, self._read = False, None
 
     def load(self, path: str, *args: Any, **kwargs: Any) -> dict[str, Any]:
         """Load as Detectron2 does.
@@ -127,7 +165,8 @@ class SafeCheckpointer(DetectionCheckpointer):
             raise UserError(f"{path} does not fit this run ({error}); {_RESUME_FIX}") from error
 
     def _load_file(self, filename: str) -> dict[str, Any]:
-        return read_checkpoint(filename)
+        content, self._read = self._read, None
+        return read_checkpoint(filename) if content is None else content
 
     def _load_model(self, checkpoint: dict[str, Any]) -> Any:
         if self._resuming:

@@ -8,6 +8,7 @@ from detectron2.config import CfgNode
 
 from d2ctx.optimizer import FULL_MODEL, OPTIMIZERS
 from d2ctx.preflight.findings import Findings
+from d2ctx.recovery.nonfinite import POLICIES
 from d2ctx.wording import did_you_mean
 
 LAST_CHECKPOINT = "last_checkpoint"  # Detectron2's file that names the newest checkpoint
@@ -68,7 +69,10 @@ def check_solver(cfg: CfgNode, findings: Findings) -> None:
             f"SOLVER.AMP.ENABLED needs a CUDA device, but MODEL.DEVICE is {device}; "
             "set SOLVER.AMP.ENABLED False"
         )
-    named = {"OPTIMIZER": (cfg.SOLVER.OPTIMIZER, OPTIMIZERS)}
+    named = {
+        "OPTIMIZER": (cfg.SOLVER.OPTIMIZER, OPTIMIZERS),
+        "ON_NONFINITE": (cfg.SOLVER.ON_NONFINITE, POLICIES),
+    }
     if clip.ENABLED:
         named["CLIP_GRADIENTS.CLIP_TYPE"] = (clip.CLIP_TYPE, CLIP_TYPES)
     for key, (value, known) in named.items():
