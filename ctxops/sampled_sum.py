@@ -49,20 +49,7 @@ class SampledSum(torch.autograd.Function):
         """[B, S, M, D], [B, Q, M, L, N, 2], [B, Q, M, L, N] -> [B, Q, M, D]."""
         ctx.save_for_backward(value, locations, weights)
         ctx.level_shapes = level_shapes
-        out = value.new_empty(*weights.shape[:3], value.shape[3])
-        with autocast_off(value):
-            layout = _layout(value, level_shapes, locations, weights)
-            for image, head, table in _tables(layout, value):
-                for queries in _chunks(weights, FORWARD_POINTS * torch.get_num_threads()):
-                    at = image, queries, head
-                    points = layout.points(locations[at], weights[at])
-                    out[at] = F.embedding_bag(
-                        layout.corners_of(points).flatten(1),
-                        table,
-                        mode="sum",
-                        per_sample_weights=points.corner_weights().flatten(1),
-                    )  # [q, D]
-        return out
+        return _sums(value, [side for shape in level_shapes for side in shape], locations, weights)
 
     @staticmethod
     @once_differentiable
@@ -89,6 +76,32 @@ class SampledSum(torch.autograd.Function):
                     _store(grad_locations, at, found[1])
                 _store(grad_value, (image, slice(None), head), sums)
         return grad_value, None, grad_locations, grad_weights
+
+
+# One operator, so that what only follows shapes need not go through thousands of small steps.
+@torch.library.custom_op("ctxops::sampled_sums", mutates_args=())
+def _sums(value: Tensor, level_sides: Sequence[int], locations: Tensor, weights: Tensor) -> Tensor:
+    """[B, S, M, D], (H_1, W_1, H_2, ...), [B, Q, M, L, N, 2], [B, Q, M, L, N] -> [B, Q, M, D]."""
+    level_shapes = list(zip(level_sides[::2], level_sides[1::2], strict=True))
+    out = value.new_empty(*weights.shape[:3], value.shape[3])
+    with autocast_off(value):
+        layout = _layout(value, level_shapes, locations, weights)
+        for image, head, table in _tables(layout, value):
+            for queries in _chunks(weights, FORWARD_POINTS * torch.get_num_threads()):
+                at = image, queries, head
+                points = layout.points(locations[at], weights[at])
+                out[at] = F.embedding_bag(
+                    layout.corners_of(points).flatten(1),
+                    table,
+                    mode="sum",
+                    per_sample_weights=points.corner_weights().flatten(1),
+                )  # [q, D]
+    return out
+
+
+@_sums.register_fake
+def _(value: Tensor, level_sides: Sequence[int], locations: Tensor, weights: Tensor) -> Tensor:
+    return value.new_empty(*weights.shape[:3], value.shape[3])
 
 
 def _layout(

@@ -9,6 +9,8 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from ctxops import sampled_sum
 from ctxops.deform_attention import DeformableAttention, deformable_attention
@@ -207,6 +209,27 @@ def test_chunked_is_the_same_bit_for_bit_with_more_threads(monkeypatch):
         torch.set_num_threads(1)
     for one, three in zip(alone, together, strict=True):
         assert torch.equal(one, three)
+
+
+class _Names(TorchDispatchMode):
+    """The operators that are called."""
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.called = [*getattr(self, "called", []), func.name()]
+        return func(*args, **(kwargs or {}))
+
+
+def test_chunked_is_one_operator_to_whoever_follows_shapes():
+    """With steps of their own, the analysis of a network would take a minute."""
+    with FakeTensorMode(), _Names() as seen:
+        value, level_shapes, locations, weights = make([(50, 60), (25, 30)], queries=3750)
+        seen.called = []
+        out = deformable_attention(
+            value.requires_grad_(), level_shapes, locations, weights, impl="chunked"
+        )
+    assert out.shape == (2, 3750, 2 * 3)
+    assert "ctxops::sampled_sums" in seen.called
+    assert len(seen.called) < 20
 
 
 def test_chunked_runs_where_only_deterministic_operators_are_allowed():
