@@ -50,7 +50,6 @@ def check_free(folder: Path) -> None:
         )
 
 
-def start_folder(folder: Path, config: RunConfig, *, device: torch.device) -> None:
 def remove_partial(folder: Path) -> None:
     """Remove what a process that was killed had not finished writing.
 
@@ -63,6 +62,7 @@ def remove_partial(folder: Path) -> None:
         path.unlink()
 
 
+def start_folder(folder: Path, config: RunConfig, *, device: torch.device) -> None:
     """Write what a new run starts with, once everything else is known to be in order.
 
     Args:

@@ -195,12 +195,12 @@ class Run:
             best = {"step": step, "miou": scores["miou"]}
         self.results = {"step": step, "best": best, **scores}
         exported = self.export(model)
+        self.write("evaluate", scores)
         if dist.is_main():
             if best["step"] == step:
-        self.write("evaluate", scores)
                 save_best(self.folder, *exported)
-            write_json(self.folder / RESULTS_NAME, self.results)
             # Last: an evaluation without results is done again, and its record forgotten.
+            write_json(self.folder / RESULTS_NAME, self.results)
         self.progress.note(f"step {step}  mIoU {scores['miou']:.4f}  best {best['miou']:.4f}")
 
     def save(self) -> None:

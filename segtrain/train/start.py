@@ -175,8 +175,8 @@ def _held(folder: Path, *, must_exist: bool = False) -> Iterator[None]:
     with place_explained(folder):
         folder.mkdir(parents=True, exist_ok=True)
     with run_lock(folder):
-        yield
         remove_partial(folder)
+        yield
 
 
 def set_up(config: RunConfig) -> None:
