@@ -14,7 +14,12 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-_PATIENCE = timedelta(minutes=60)  # rank 0 may evaluate or save while the others wait
+from segtrain.watch import Watch, connected
+
+# Torch's own limit says nothing of use; ours, which names a process, comes before it.
+_LONGEST_WAIT = timedelta(minutes=60)
+_PATIENCE = 30.0  # minutes
+_watch: Watch | None = None
 
 
 def rank() -> int:
@@ -35,6 +40,7 @@ def is_main() -> bool:
 def barrier() -> None:
     """Wait for all processes."""
     if _joined():
+        meets()
         dist.barrier()
 
 
@@ -85,6 +91,7 @@ def gather_objects(item: Any) -> list[Any]:
     """
     if not _joined():
         return [item]
+    meets()
     items = [None] * dist.get_world_size()
     dist.all_gather_object(items, item)
     return items
@@ -105,11 +112,49 @@ def process_group() -> Iterator[torch.device]:
         return
     # What the processes agree on lies on the CPU, so that nobody waits for a GPU.
     backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
-    dist.init_process_group(backend, timeout=_PATIENCE)
+    dist.init_process_group(backend, timeout=_LONGEST_WAIT)
     try:
-        yield device
+        with _watched():
+            yield device
     finally:
         dist.destroy_process_group()
+
+
+@contextmanager
+def _watched() -> Iterator[None]:
+    global _watch
+    _watch = connected(rank=rank(), world=world_size(), patience=60 * _PATIENCE)
+    try:
+        yield
+    finally:
+        _watch.stop()
+        _watch = None
+
+
+def came_to(place: str) -> None:
+    """Note where this process is, for the message about one that does not arrive.
+
+    Args:
+        place: Such as "update 12".
+    """
+    if _watch is not None:
+        _watch.came_to(place)
+
+
+def meets() -> None:
+    """Note that this process goes to where it waits for all; the functions here do so."""
+    if _watch is not None:
+        _watch.meets()
+
+
+def set_patience(minutes: float) -> None:
+    """Say after how long without any progress of any process all of them end.
+
+    Args:
+        minutes: The time.
+    """
+    if _watch is not None:
+        _watch.patience = 60 * minutes
 
 
 def _device(local_rank: int) -> torch.device:
@@ -130,6 +175,7 @@ def _joined() -> bool:
 def _reduced(values: Tensor, operation: Any) -> Tensor:
     if not _joined():
         return values
+    meets()
     total = values.clone()
     dist.all_reduce(total, operation)
     return total

@@ -179,6 +179,10 @@ class TrainConfig(Section):
     keep: Count = 1
     """How many of the newest checkpoints to keep, beside the best."""
 
+    timeout_minutes: Annotated[float, Field(gt=0, le=55)] = 30
+    """With several processes: how long none may come further until all end and the one that did
+    not arrive is named."""
+
     tensorboard: bool = False
     """Whether to write scalars for TensorBoard as well."""
 

@@ -134,6 +134,7 @@ def _count(
     progress: Progress | None,
 ) -> None:
     for done, (sample, (image, label)) in enumerate(read_ahead(layout, samples), start=1):
+        dist.came_to(f"the evaluation of {sample.name}")
         counts.update(inferencer.labels(image), label, sample)
         if progress is not None:
             progress(done, len(samples))

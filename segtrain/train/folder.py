@@ -30,6 +30,7 @@ FREE = (
     "train.keep",
     "train.log_every",
     "train.parallel",
+    "train.timeout_minutes",
     "train.tensorboard",
 )
 

@@ -115,6 +115,7 @@ def resume(folder: Path, *, build: Build) -> dict[str, Any]:
 def _run(
     config: RunConfig, folder: Path, state: TrainingState, parts: Parts, device: torch.device
 ) -> dict[str, Any]:
+    dist.set_patience(config.train.timeout_minutes)
     journal = None
     if dist.is_main():
         journal = Journal(folder, tensorboard=config.train.tensorboard)

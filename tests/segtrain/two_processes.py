@@ -5,10 +5,43 @@ import socket
 import subprocess
 import sys
 from pathlib import Path
+from typing import NamedTuple
+
+
+class Ended(NamedTuple):
+    """What a process left behind.
+
+    Attributes:
+        code: Exit code; negative where a signal ended it.
+        out: What it said on stdout.
+        errors: And on stderr.
+    """
+
+    code: int
+    out: str
+    errors: str
 
 
 def launched(script: str, folder: Path, *, timeout: float = 120) -> tuple[list[str], list[str]]:
     """Run a script in both; what each said, on stdout and on stderr."""
+    ended = started(script, folder, timeout=timeout)
+    return [one.out for one in ended], [one.errors for one in ended]
+
+
+def started(
+    script: str, folder: Path, *, timeout: float = 120, wait_for: int | None = None
+) -> list[Ended]:
+    """Run a script in both, or until one of them has ended.
+
+    Args:
+        script: Python, which finds `folder` in its arguments.
+        folder: Of the test.
+        timeout: Seconds for all.
+        wait_for: The process after whose end the other one is killed; None waits for both.
+
+    Returns:
+        What became of each.
+    """
     shared = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
     processes = [
         subprocess.Popen(
@@ -21,11 +54,14 @@ def launched(script: str, folder: Path, *, timeout: float = 120) -> tuple[list[s
         for rank in range(2)
     ]
     try:
+        if wait_for is not None:
+            processes[wait_for].wait(timeout)
+            processes[1 - wait_for].kill()
         said = [process.communicate(timeout=timeout) for process in processes]
     finally:
         for process in processes:  # where one failed, the other waits for it
             process.kill()
-    return [out for out, _ in said], [errors for _, errors in said]
+    return [Ended(p.returncode, *texts) for p, texts in zip(processes, said, strict=True)]
 
 
 def free_port() -> int:
