@@ -16,8 +16,10 @@ from pycocotools import mask as coco_mask
 from tabulate import tabulate
 
 from d2ctx.errors import UserError
+from d2ctx.evaluation.ap_records import record_detections
 from d2ctx.evaluation.coco_scores import average_precision, coco_api
 from d2ctx.evaluation.panoptic_files import read_json
+from d2ctx.evaluation.record_files import record_name
 from d2ctx.evaluation.reporting import TaskReport, flat
 from d2ctx.files import write_text
 
@@ -30,7 +32,8 @@ _HEADLINE = ("AP", "AP50", "AP75", "APs", "APm", "APl")
 class CocoEvaluator(DatasetEvaluator):
     """COCO's average precision; results are written in the format of COCO's server.
 
-    A data set without annotations is not scored: only the results are written.
+    A data set without annotations is not scored: only the results are written. What was found in
+    every image is kept for `python -m d2ctx.compare`.
 
     Args:
         dataset_name: A data set whose metadata name its `json_file`.
@@ -78,12 +81,16 @@ class CocoEvaluator(DatasetEvaluator):
             return {}
         self.folder.mkdir(parents=True, exist_ok=True)
         write_text(self.folder / RESULTS, json.dumps(results))
+        for task in self.tasks:  # of another model
+            (self.folder / record_name(task)).unlink(missing_ok=True)
         truth = read_json(Path(self.metadata.json_file))
         if "annotations" not in truth:
             logger.info("No annotations: results are in %s, not scored", self.folder / RESULTS)
             return {}
         for task in self.tasks:
             self.reports[task] = self._score(truth, results, task)
+            record = record_detections(truth, results, task=task, dataset=self.metadata.name)
+            record.write(self.folder)
             logger.info(_table(task, self.reports[task]))
         return {t: _without_recall(flat(r, name="AP")) for t, r in self.reports.items()}
 

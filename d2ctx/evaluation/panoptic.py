@@ -20,8 +20,10 @@ from tabulate import tabulate
 from d2ctx.errors import UserError
 from d2ctx.evaluation import cityscapes_official
 from d2ctx.evaluation.coco_scores import class_names
-from d2ctx.evaluation.panoptic_files import panoptic_quality, read_json, write_ids
-from d2ctx.evaluation.panoptic_quality import VOID
+from d2ctx.evaluation.panoptic_files import count_images, read_json, write_ids
+from d2ctx.evaluation.panoptic_quality import VOID, add_counts, summarize
+from d2ctx.evaluation.pq_records import record_segments
+from d2ctx.evaluation.record_files import record_name
 from d2ctx.evaluation.reporting import TaskReport, flat
 from d2ctx.files import write_text
 
@@ -34,6 +36,8 @@ _KINDS = {"All": "", "Things": "_th", "Stuff": "_st"}
 
 class PanopticEvaluator(DatasetEvaluator):
     """Panoptic quality; predictions are written as a server takes them.
+
+    What was found in every image is kept for `python -m d2ctx.compare`.
 
     Each process writes its PNGs as they come, so that nothing but the lists of segments is held in
     memory. A data set without annotations is not scored.
@@ -57,7 +61,8 @@ class PanopticEvaluator(DatasetEvaluator):
         self.annotations = []
         self.reports = {}
         if comm.is_main_process():
-            (self.folder / f"{NAME}.json").unlink(missing_ok=True)
+            for name in (f"{NAME}.json", record_name(TASK)):
+                (self.folder / name).unlink(missing_ok=True)
             shutil.rmtree(self.folder / NAME, ignore_errors=True)
             (self.folder / NAME).mkdir(parents=True)
         comm.synchronize()
@@ -141,7 +146,9 @@ class PanopticEvaluator(DatasetEvaluator):
             "predicted": predicted,
             "predicted_root": self.folder / NAME,
         }
-        found = panoptic_quality(**sides)  # first: its errors name the file and the ids
+        counts = count_images(**sides)  # first: its errors name the file and the ids
+        record_segments(truth, counts, task=TASK, dataset=self.metadata.name).write(self.folder)
+        found = summarize(add_counts(counts), truth["categories"])
         notes = [
             f"no {kind.lower()} in the ground truth or the predictions: their averages do not exist"
             for kind in _KINDS

@@ -156,6 +156,39 @@ def panoptic_quality(
     Raises:
         UserError: If an image has no prediction, or a json and its PNG disagree.
     """
+    counts = count_images(
+        truth=truth,
+        truth_root=truth_root,
+        predicted=predicted,
+        predicted_root=predicted_root,
+        workers=workers,
+    )
+    return summarize(add_counts(counts), truth["categories"])
+
+
+def count_images(
+    *,
+    truth: Mapping[str, Any],
+    truth_root: Path,
+    predicted: Mapping[str, Any],
+    predicted_root: Path,
+    workers: int = WORKERS,
+) -> list[dict[int, CategoryCounts]]:
+    """Counts of every image of a folder of predictions.
+
+    Args:
+        truth: Panoptic json of the ground truth: annotations and categories.
+        truth_root: Folder of its PNGs.
+        predicted: Panoptic json of the predictions: annotations.
+        predicted_root: Folder of their PNGs.
+        workers: Threads.
+
+    Returns:
+        Category id -> counts, for each annotation of the ground truth.
+
+    Raises:
+        UserError: If an image has no prediction, or a json and its PNG disagree.
+    """
     categories = [category["id"] for category in truth["categories"]]
 
     def count(pair: tuple[Mapping[str, Any], Mapping[str, Any]]) -> dict[int, CategoryCounts]:
@@ -171,7 +204,7 @@ def panoptic_quality(
 
     pairs = _pairs(truth["annotations"], predicted["annotations"])
     with ThreadPoolExecutor(workers) as pool:
-        return summarize(add_counts(pool.map(count, pairs)), truth["categories"])
+        return list(pool.map(count, pairs))
 
 
 def _pairs(
