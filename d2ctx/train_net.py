@@ -12,18 +12,22 @@ from detectron2.utils import comm
 from torch.multiprocessing import ProcessExitedException
 
 from d2ctx.config import load_config
-from d2ctx.errors import exit_code
+from d2ctx.errors import INTERRUPTED, Interrupted, UserError, exit_code
 from d2ctx.files import write_json
 from d2ctx.preflight import check_levels, check_run
+from d2ctx.recovery.prove import prove
 from d2ctx.recovery.signals import passed_on
 from d2ctx.registration import register, register_datasets
 from d2ctx.runs import start_run
 from d2ctx.trainer import Trainer
 from d2ctx.weights import SafeCheckpointer
 
+NOT_EXACT = 1
 EPILOG = """examples:
   train     projects/train_net.py --config-file configs/d2/a2fpn/mask_rcnn_r50_a2fpn_1x.yaml
   continue  the same with --resume
+  prove     the same with --resume --prove 20: repeats 20 updates that the run has done from a
+            checkpoint, and compares; exit code 0 means the same to the last bit, 1 not
   evaluate  the same with --eval-only MODEL.WEIGHTS output/model_final.pth
   change    end the line with KEY VALUE pairs: SOLVER.BASE_LR 0.005 OUTPUT_DIR output/run2
 """
@@ -71,14 +75,22 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv: Arguments without the program name; None takes them from the process.
 
     Returns:
-        The exit code: 0, 2 after an error that the user can mend, or 75 where a signal stopped
-        a training that can go on.
+        The exit code: 0, 1 where `--prove` finds a difference, 2 after an error that the user can
+        mend, or 75 where a signal stopped a training that can go on.
     """
-    args = default_argument_parser(epilog=EPILOG).parse_args(argv)
+    parser = default_argument_parser(epilog=EPILOG)
+    parser.add_argument(
+        "--prove",
+        type=int,
+        metavar="K",
+        help="with --resume: repeat K updates of the run without changing it, and compare",
+    )
+    args = parser.parse_args(argv)
     return exit_code(lambda: _checked_launch(args))
 
 
 def _checked_launch(args: argparse.Namespace) -> None:
+    _check_prove(args)
     cfg = load_config(args.config_file or None, args.opts)
     lines = check_run(
         cfg,
@@ -90,7 +102,7 @@ def _checked_launch(args: argparse.Namespace) -> None:
     check_levels(cfg)
     print("\n".join(lines))
     if args.num_gpus * args.num_machines <= 1:
-        run(cfg, eval_only=args.eval_only, resume=args.resume)
+        _run_or_prove(cfg, args.eval_only, args.resume, args.prove)
         return
     try:
         with passed_on():
@@ -100,19 +112,44 @@ def _checked_launch(args: argparse.Namespace) -> None:
                 num_machines=args.num_machines,
                 machine_rank=args.machine_rank,
                 dist_url=args.dist_url,
-                args=(cfg, args.eval_only, args.resume),
+                args=(cfg, args.eval_only, args.resume, args.prove),
             )
     except ProcessExitedException as error:
         sys.exit(error.exit_code)  # the worker has told why
 
 
-def _worker(cfg: CfgNode, eval_only: bool, resume: bool) -> None:
-    """`run` in a spawned process: nothing is registered yet, and no error may be a traceback."""
+def _check_prove(args: argparse.Namespace) -> None:
+    if args.prove is None:
+        return
+    if args.eval_only or not args.resume:
+        raise UserError("--prove needs --resume, without --eval-only: it repeats a run's training")
+    if args.prove < 1:
+        raise UserError(f"--prove must be a number of updates from 1 on, got {args.prove}")
+
+
+def _run_or_prove(cfg: CfgNode, eval_only: bool, resume: bool, updates: int | None) -> None:
+    if updates is None:
+        run(cfg, eval_only=eval_only, resume=resume)
+    elif not prove(cfg, updates):
+        sys.exit(NOT_EXACT)
+
+
+def _worker(cfg: CfgNode, *args: Any) -> None:
+    """One of several processes: nothing is registered yet, and no error may be a traceback."""
     register()
     register_datasets(cfg)
-    code = exit_code(lambda: run(cfg, eval_only=eval_only, resume=resume))
+    code = exit_code(lambda: _quiet_if_not_main(cfg, *args))
     if code:
         sys.exit(code)
+
+
+def _quiet_if_not_main(cfg: CfgNode, *args: Any) -> None:
+    try:
+        _run_or_prove(cfg, *args)
+    except Interrupted:
+        if comm.is_main_process():
+            raise
+        sys.exit(INTERRUPTED)  # the main process tells
 
 
 if __name__ == "__main__":

@@ -182,6 +182,17 @@ class Trainer(DefaultTrainer):
             return self._last_eval_results
         return None
 
+    def repeat(self, updates: int) -> None:
+        """Do the next updates for the journal alone: no checkpoint, evaluation or log comes of it.
+
+        Args:
+            updates: How many.
+        """
+        quiet = (Checkpoints, hooks.EvalHook, hooks.PeriodicWriter)
+        self._hooks = [hook for hook in self._hooks if not isinstance(hook, quiet)]
+        self.max_iter = min(self.max_iter, self.start_iter + updates)
+        self.train()
+
     def _loop(self) -> None:
         while self.iter < self.max_iter:
             rates = self.learning_rates()

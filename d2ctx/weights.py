@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from d2ctx import compat
 from d2ctx.convert import main
 from d2ctx.errors import UserError
-from d2ctx.recovery.checkpoints import to_resume_from, write_checkpoint
+from d2ctx.recovery.checkpoints import check_sums, to_resume_from, write_checkpoint
 from d2ctx.safe_read import read_checkpoint
 from d2ctx.weight_files import PATH_FIX, load_weights_file, local_path
 from d2ctx.weight_report import WeightReport, compare_state
@@ -84,7 +84,7 @@ class SafeCheckpointer(DetectionCheckpointer):
         self.min_match = min_match
         self.report: WeightReport | None = None
         self._resuming = False
-        self._read: dict[str, Any] | None = None
+        self._read: tuple[str, dict[str, Any]] | None = None
 
     def save(self, name: str, **kwargs: Any) -> None:
         """Write model and checkpointables to `save_dir`, and let `last_checkpoint` name the file.
@@ -112,7 +112,10 @@ class SafeCheckpointer(DetectionCheckpointer):
         files = to_resume_from(Path(self.save_dir))
         for path, before in pairwise(files):
             try:
-                self._read = read_checkpoint(str(path)) if path.is_file() else None
+                if path.is_file():
+                    content = read_checkpoint(str(path))
+                    check_sums(path)
+                    self._read = (str(path), content)
             except UserError as error:
                 logger.warning("%s; going on from %s instead", error, before.name)
                 continue
@@ -165,8 +168,8 @@ class SafeCheckpointer(DetectionCheckpointer):
             raise UserError(f"{path} does not fit this run ({error}); {_RESUME_FIX}") from error
 
     def _load_file(self, filename: str) -> dict[str, Any]:
-        content, self._read = self._read, None
-        return read_checkpoint(filename) if content is None else content
+        read, self._read = self._read, None
+        return read[1] if read and read[0] == filename else read_checkpoint(filename)
 
     def _load_model(self, checkpoint: dict[str, Any]) -> Any:
         if self._resuming:

@@ -7,6 +7,7 @@ flushed to the disk and renamed, and only then does `last_checkpoint` name it, i
 import logging
 import os
 import re
+import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -86,6 +87,23 @@ def to_resume_from(folder: Path) -> list[Path]:
     except OSError:
         return found
     return [named, *found[found.index(named) + 1 :]] if named in found else [named]
+
+
+def check_sums(path: Path) -> None:
+    """Compare the sums that torch wrote with the content, which torch itself never does.
+
+    Args:
+        path: A file that torch can read.
+
+    Raises:
+        UserError: If they differ.
+    """
+    if not zipfile.is_zipfile(path):  # the format before PyTorch 1.6 has none
+        return
+    with zipfile.ZipFile(path) as archive:
+        broken = archive.testzip()
+    if broken is not None:
+        raise UserError(f"{path} is damaged: the check sum of {broken} is wrong")
 
 
 def set_aside(folder: Path) -> None:

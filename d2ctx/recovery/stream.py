@@ -46,6 +46,11 @@ class ExactLoader:
         workers: Processes that load; 0 loads in this one.
         seed: Of order and augmentation, the same in all processes.
 
+    Attributes:
+        done: Batches taken so far.
+        detours: Each number of them is another order and augmentation: how often training went
+            back and should not meet the same batches again.
+
     Raises:
         UserError: If a global batch cannot be shared out.
     """
@@ -112,10 +117,6 @@ class ExactLoader:
             if len(buckets[wide]) == self.batch:
                 yield from buckets[wide]
                 buckets[wide].clear()
-
-    def detour(self) -> None:
-        """Take other batches from here on than those that made training fail."""
-        self.detours += 1
 
     def state_dict(self) -> dict[str, int]:
         """What `load_state_dict` needs to go on."""
