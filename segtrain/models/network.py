@@ -13,9 +13,13 @@ from ctxops.norm import ConvNorm
 from ctxops.resize import crop, resize_bilinear
 from ctxops.tokens import pad_to_multiple
 from segtrain.config.network import AuxConfig, NetworkConfig
+from segtrain.errors import UserError
 from segtrain.models.backbones import build_backbone
 from segtrain.models.heads import build_head
 from segtrain.models.maps import Maps, deepest
+
+# What PyTorch and pyramid pooling say of a batch norm that has one number per channel.
+_ONE_VALUE = ("Expected more than 1 value per channel", "expected at least 2 images in training")
 
 
 class AuxHead(nn.Module):
@@ -104,7 +108,18 @@ class Network(nn.Module):
         Returns:
             What the head gives, its "logits" resized to [B, K, H, W]; in training "aux", a list
             of logits of that size.
+
+        Raises:
+            UserError: If a batch norm gets one number per channel in training.
         """
+        try:
+            return self._segment(image)
+        except ValueError as error:
+            if not any(text in str(error) for text in _ONE_VALUE):
+                raise
+            raise UserError(_one_value(image)) from error
+
+    def _segment(self, image: Tensor) -> dict[str, Any]:
         size = image.shape[2:]
         image = pad_to_multiple(image, getattr(self.backbone, "multiple", 1))
         features = self.backbone(image)
@@ -175,6 +190,16 @@ def _without_padding(outputs: dict[str, Any], size: Sequence[int]) -> dict[str, 
     aux = [crop(logits, size) for logits in outputs.pop("aux", ())]
     cut = {name: crop(x, size) for name, x in outputs.items()}
     return {**cut, "aux": aux} if aux else cut
+
+
+def _one_value(image: Tensor) -> str:
+    count, _, height, width = image.shape
+    return (
+        f"a batch norm behind pooling to 1x1 needs two images in a forward pass to train, got "
+        f"{count} of {height}x{width}; write train.micro_batch: 2 (and a train.global_batch of at "
+        "least 2), train on several GPUs with train.sync_bn: true, or take a head that does not "
+        "pool whole images"
+    )
 
 
 def _aux_head(config: AuxConfig | None, maps: Maps, num_classes: int) -> AuxHead | None:

@@ -70,7 +70,13 @@ def initial_weights(model: nn.Module, config: RunConfig) -> list[str]:
     if name is not None:
         return load_encoder(model, config.model)
     place = "model.backbone" if isinstance(model, Network) else "model"
-    return [f"random weights: init and {place}.pretrained are null"]
+    lines = [f"random weights: init and {place}.pretrained are null"]
+    if getattr(config.model, "freeze_backbone", False):
+        lines.append(
+            "model.freeze_backbone keeps random weights: the backbone never learns; name weights "
+            "(model.backbone.pretrained, init), or write model.freeze_backbone: false"
+        )
+    return lines
 
 
 def load_encoder(model: SegmenterModel, config: SegmenterConfig) -> list[str]:

@@ -8,7 +8,7 @@ from segtrain.errors import UserError
 from segtrain.models.backbones import build_backbone
 from segtrain.models.maps import MapInfo, at_stride, deepest
 from segtrain.weights.load import initial_weights, load_weights
-from tests.segtrain.toy_network import RESNET, network, section
+from tests.segtrain.toy_network import CONTEXT, RESNET, network, section
 from tests.segtrain.train_toys import config as run_config
 
 MAPS = {
@@ -147,3 +147,43 @@ def test_random_weights_are_told(tmp_path):
     config = run_config(tmp_path).model_copy(update={"model": section()})
     lines = initial_weights(network(), config)
     assert lines == ["random weights: init and model.backbone.pretrained are null"]
+
+
+def test_a_frozen_backbone_of_random_weights_is_warned_of(tmp_path):
+    config = run_config(tmp_path).model_copy(update={"model": section(freeze_backbone=True)})
+    _, warning = initial_weights(network(), config)
+    assert warning.startswith("model.freeze_backbone keeps random weights: the backbone never")
+    assert "\n" not in warning
+
+
+def test_a_frozen_backbone_of_known_weights_is_not_warned_of(tmp_path):
+    from safetensors.torch import save_file
+
+    save_file(network().state_dict(), tmp_path / "w.safetensors")
+    config = run_config(tmp_path).model_copy(
+        update={"model": section(freeze_backbone=True), "init": str(tmp_path / "w.safetensors")}
+    )
+    assert not [line for line in initial_weights(network(), config) if "freeze" in line]
+
+
+POOLING = [
+    CONTEXT | {"sr": {"nodes": 8, "reason": "gcn"}},
+    {"name": "psp", "channels": 16},
+    {"name": "aspp", "channels": 16},
+    {"name": "df", "channels": 8},
+]
+
+
+@pytest.mark.parametrize("head", POOLING, ids=lambda head: head["name"])
+def test_one_image_is_refused_where_a_batch_norm_would_see_one_number(head):
+    model = network(head=head).train()
+    with pytest.raises(UserError, match=r"needs two images .* got 1 of 32x48; write train.micro_b"):
+        model(torch.randn(1, 3, 32, 48))
+    assert model(torch.randn(2, 3, 32, 48))["logits"].shape == (2, 5, 32, 48)
+    assert model.eval()(torch.randn(1, 3, 32, 48))["logits"].shape == (1, 5, 32, 48)
+
+
+def test_other_errors_of_a_network_stay_as_they_are():
+    with pytest.raises(ValueError, match="expected") as error:
+        network()(torch.randn(3, 32, 48))
+    assert not isinstance(error.value, UserError)
