@@ -167,6 +167,10 @@ class TrainConfig(Section):
     deterministic: bool = False
     """Whether to refuse operations that do not give the same bits twice."""
 
+    on_nonfinite: Literal["stop", "skip", "rewind"] = "stop"
+    """What to do when a loss or a gradient is NaN or infinite: end the run, leave the update out,
+    or go back to the newest checkpoint and on with the data in another order."""
+
     log_every: Count = 10
     """Iterations from one line of the journal to the next."""
 

@@ -14,11 +14,11 @@ class Feed:
     """Where the loop gets what it does not make itself.
 
     Args:
-        batches: Update (from 0) to the micro batches of this process from there on: "image"
-            [B, 3, H, W] and "label" [B, H, W].
+        batches: (update from 0, number of rewinds) to the micro batches of this process from there
+            on: "image" [B, 3, H, W] and "label" [B, H, W]. Every rewind gives another order.
         evaluate: Model in evaluation mode to its scores, of which "miou" decides what is best; a
             call of all processes.
     """
 
-    batches: Callable[[int], Iterator[Batch]]
+    batches: Callable[[int, int], Iterator[Batch]]
     evaluate: Callable[[nn.Module], dict[str, Any]]

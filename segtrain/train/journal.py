@@ -1,6 +1,7 @@
 """The journal of a run: one JSON object a line, readable while training goes on."""
 
 import json
+import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -30,20 +31,22 @@ class Journal:
         """Append a record.
 
         Args:
-            event: What happened: "start", "resume", "train", "evaluate", "save", "stop".
+            event: What happened: "start", "resume", "train", "evaluate", "save", "stop",
+                "nonfinite".
             step: Updates done so far.
             values: Numbers, texts and dicts of them; what is not finite becomes null.
 
         Raises:
             UserError: If the disk is full.
         """
-        record = {"event": event, "step": step, **plain(values)}
+        # The clock is for people: nothing depends on it, it may be wrong or go backwards.
+        record = {"event": event, "step": step, "time": round(time.time(), 3), **plain(values)}
         line = json.dumps(record, allow_nan=False) + "\n"
         with place_explained(self._path), self._path.open("a", encoding="utf-8") as file:
             file.write(line)
         if self._board is not None:
             for name, value in record.items():
-                if isinstance(value, float):
+                if isinstance(value, float) and name != "time":
                     self._board.add_scalar(f"{event}/{name}", value, step)
 
     def forget_after(self, step: int, *, evaluated: int) -> None:

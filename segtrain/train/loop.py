@@ -5,7 +5,7 @@ processes and forward passes before the first of them, and every pass divides by
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -15,19 +15,21 @@ from torch import Tensor, nn
 
 from segtrain import dist
 from segtrain.config.schema import RunConfig
-from segtrain.criterion import LABELS, build_criterion, count_pixels
 from segtrain.errors import Interrupted
 from segtrain.files import write_json
 from segtrain.optim import build_schedule
 from segtrain.train.checkpoint import is_complete, save_best, save_checkpoint, weight_text
 from segtrain.train.feed import Batch, Feed
 from segtrain.train.folder import RESULTS_NAME, read_results
+from segtrain.train.guard import GRADIENT_NORM, BrokenUpdate, Guard
 from segtrain.train.journal import Journal
 from segtrain.train.meter import Meter
+from segtrain.train.passes import Passes, clip_gradients
 from segtrain.train.progress import Progress, memory_mb
+from segtrain.train.recovery import recover
 from segtrain.train.rng import generators_kept
 from segtrain.train.signals import StopRequest
-from segtrain.train.state import TrainingState, micro_batch, precision
+from segtrain.train.state import TrainingState, micro_batch
 
 
 class Run:
@@ -58,15 +60,18 @@ class Run:
         self.config, self.options, self.folder = config, options, folder
         self.state, self.feed, self.device = state, feed, device
         self.journal, self.progress = journal, progress
-        self.micro = micro_batch(options)
-        self.passes = options.global_batch // (self.micro * dist.world_size())
-        self.criterion = build_criterion(config.loss, share=self.micro / options.global_batch)
+        micro = micro_batch(options)
+        self.count = options.global_batch // (micro * dist.world_size())  # passes of an update
+        self.passes = Passes(config, device, micro=micro)
+        self.guard = Guard(config, folder, state, self.passes)
         self.schedule = build_schedule(
             config.schedule, base_lr=config.optim.lr, iters=options.iters
         )
         self.meter = Meter(device, images=options.global_batch)
         # A process that was killed may have left a checkpoint without its weights.
         self.saved = state.step if is_complete(folder, state.step) else None
+        self.skipped = 0  # updates in a row that were left out
+        self.batches: Iterator[Batch] | None = None
         self.results = read_results(folder)
         # Of a later update, where the newest checkpoints were removed.
         self.results["step"] = min(self.results["step"], state.step)
@@ -82,24 +87,41 @@ class Run:
 
         Raises:
             Interrupted: After a signal, the state being saved.
-            UserError: If a loss is not finite.
+            UserError: If a loss or a gradient is not finite, see `recover`.
         """
         state, end = self.state, self.options.iters
         if updates is not None:
             end = min(end, state.step + updates)
-        with generators_kept():
-            batches = self.feed.batches(state.step)
         with StopRequest() as stop, self.progress:
             if state.step:
                 self.save()  # again, where the process before ended within it
             self.between_updates(stop)
             while state.step < end:
                 rate = self.schedule.apply(state.optimizer, state.step)
-                losses = self.update(list(islice(batches, self.passes)))
-                state.step += 1
-                self.report(losses, rate)
+                try:
+                    self.advance(rate)
+                except BrokenUpdate as broken:
+                    recover(self, broken, rate=rate, rehearsing=updates is not None)
                 self.between_updates(stop)
         return self.results
+
+    def advance(self, rate: float) -> None:
+        """Make the next update.
+
+        Args:
+            rate: Its learning rate, which is set already.
+
+        Raises:
+            BrokenUpdate: Instead of it.
+        """
+        dist.came_to(f"update {self.state.step + 1}")
+        if self.batches is None:
+            with generators_kept():
+                self.batches = self.feed.batches(self.state.step, self.state.rewinds)
+        values = self.update(list(islice(self.batches, self.count)))
+        self.state.step += 1
+        self.skipped = 0
+        self.report(values, rate)
 
     def between_updates(self, stop: StopRequest) -> None:
         """Do what is due: stop, save, evaluate.
@@ -128,60 +150,41 @@ class Run:
             parts: Micro batches of this process.
 
         Returns:
-            The losses as `Meter.add` takes them.
+            Losses and the norm of the gradient, as `Meter.add` takes them.
+
+        Raises:
+            BrokenUpdate: If one of them is not finite; no weight is changed.
         """
-        state = self.state
-        counts = {k: v.to(self.device) for k, v in count_pixels(parts).items()}
-        losses: dict[str, Tensor] = {}
-        for part in parts:
-            images, labels = self.on_device(part)
-            with state.gradients_stay_here(part is not parts[-1]):
-                with precision(self.options, self.device):
-                    terms = self.criterion(state.forward(images), labels, counts)
-                state.scaler.scale(torch.stack(list(terms.values())).sum()).backward()
-            for name, term in terms.items():
-                losses[name] = losses.get(name, 0.0) + term.detach()
+        self.guard.remember()
+        counts = self.passes.counts(parts)
+        values = self.passes.gradients(self.state, parts, counts)
+        values[GRADIENT_NORM] = clip_gradients(self.state, self.config.optim.clip_norm)
+        if self.guard.is_broken(values):
+            raise BrokenUpdate(parts, counts, values)
         self.step_optimizer()
-        return losses
+        return values
 
     def step_optimizer(self) -> None:
-        """Clip, step, clear the gradients, and do what follows an update."""
-        state, clip_norm = self.state, self.config.optim.clip_norm
-        if clip_norm is not None:
-            state.scaler.unscale_(state.optimizer)
-            nn.utils.clip_grad_norm_(state.model.parameters(), clip_norm)
+        """Step, clear the gradients, and do what follows an update."""
+        state = self.state
         state.scaler.step(state.optimizer)
         state.scaler.update()
         state.optimizer.zero_grad(set_to_none=True)
         state.after_update()
 
-    def on_device(self, part: Batch) -> tuple[Tensor, dict[str, Tensor]]:
-        """Move a micro batch to the model.
+    def report(self, values: Mapping[str, Tensor], rate: float) -> None:
+        """Take in the numbers of an update, and every so often tell what they are.
 
         Args:
-            part: From the loader.
-
-        Returns:
-            Images [B, 3, H, W] and labels [B, H, W] by name.
-        """
-        layout = torch.channels_last if self.options.channels_last else torch.contiguous_format
-        images = part["image"].to(self.device, non_blocking=True, memory_format=layout)
-        names = [name for name in LABELS if name in part]
-        return images, {name: part[name].to(self.device, non_blocking=True) for name in names}
-
-    def report(self, losses: Mapping[str, Tensor], rate: float) -> None:
-        """Sum the losses, and every so often tell what they are.
-
-        Args:
-            losses: Of the update just done.
+            values: Of the update just done; empty where it was skipped.
             rate: Its learning rate.
         """
         step = self.state.step
-        self.meter.add(step, losses)
+        self.meter.add(step, values)
         self.progress.step(step)
         if self.is_due(self.options.log_every):
             record = {**self.meter.read(), "lr": rate, "memory_mb": memory_mb(self.device)}
-            self.write("train", record)
+            self.write("train", {**record, **self.meter.take_updates()})
             self.progress.show(step, record)
 
     def evaluate(self) -> None:
@@ -207,7 +210,6 @@ class Run:
         """Save the state, once per update."""
         if self.saved == self.state.step:
             return
-        self.meter.check()
         with self.meter.paused():
             content = {"config": self.config.model_dump(), **self.state.state_dict()}
             exported = self.export(self.state.evaluated_model())
@@ -215,7 +217,7 @@ class Run:
                 save_checkpoint(self.folder, content, *exported, keep=self.options.keep)
             dist.barrier()
         self.saved = self.state.step
-        self.write("save", {})
+        self.write("save", self.meter.take_updates())
 
     def export(self, model: nn.Module) -> tuple[dict[str, Tensor], dict[str, str]]:
         """Weights of the model to use elsewhere, and the text fields of their file."""

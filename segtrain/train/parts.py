@@ -21,6 +21,8 @@ from segtrain.train.start import Parts
 from segtrain.train.state import micro_batch
 from segtrain.weights.load import initial_weights
 
+_FAR = 1_000_003  # seeds of orders after a rewind shall not be those of other runs
+
 
 def build_parts(config: RunConfig, device: torch.device, restoring: bool) -> Parts:
     """Build what a run is made of.
@@ -107,12 +109,12 @@ def build_feed(
     """
     options = config.train
 
-    def batches(step: int) -> Iterator[Batch]:
+    def batches(step: int, rewinds: int) -> Iterator[Batch]:
         sampler = EpochSampler(
             num_samples=len(dataset),
             global_batch=options.global_batch,
             micro_batch=micro_batch(options),
-            seed=options.seed,
+            seed=options.seed + _FAR * rewinds,
             rank=dist.rank(),
             world=dist.world_size(),
             step=step,

@@ -35,6 +35,7 @@ class TrainingState:
         average: Running average of the weights, or None.
         sharding: What knows the whole of a model in shards; None where every process has it.
         step: Updates done.
+        rewinds: How often the run went back because of numbers that were not finite.
     """
 
     model: nn.Module
@@ -44,16 +45,21 @@ class TrainingState:
     average: AveragedModel | None = None
     sharding: Sharding | None = None
     step: int = 0
+    rewinds: int = 0
 
     def evaluated_model(self) -> nn.Module:
         """What is evaluated and exported; a call of all processes.
 
         Returns:
-            The average, where one is kept; a whole copy, where the model is in shards.
+            The average, where one is kept; a whole copy, where the model is in shards. The same
+            everywhere, also where statistics of norms are those of a process: of the main one.
         """
         if self.sharding is not None:
-            return self.sharding.whole_model()
-        return self.model if self.average is None else self.average.module
+            model = self.sharding.whole_model()
+        else:
+            model = self.model if self.average is None else self.average.module
+        dist.share_buffers(model)
+        return model
 
     def gradients_stay_here(self, here: bool) -> AbstractContextManager[Any]:
         """Context of a forward and backward pass.
@@ -75,6 +81,16 @@ class TrainingState:
         if self.average is not None:
             self.average.update_parameters(self.model)
 
+    def weights(self) -> dict[str, Any]:
+        """Weights and statistics of the model in training; a call of all processes.
+
+        Returns:
+            Whole, by name; empty on processes other than the main one, where the model is sharded.
+        """
+        if self.sharding is None:
+            return self.model.state_dict()
+        return self.sharding.state_dicts(self.optimizer)[0]
+
     def state_dict(self) -> dict[str, Any]:
         """Tensors and plain types; a call of all processes, of which each has its generators.
 
@@ -87,6 +103,7 @@ class TrainingState:
             model, optimizer = self.sharding.state_dicts(self.optimizer)
         return {
             "step": self.step,
+            "rewinds": self.rewinds,
             "model": model,
             "optimizer": optimizer,
             "scaler": self.scaler.state_dict(),
@@ -101,6 +118,7 @@ class TrainingState:
             state: Of `state_dict`.
         """
         self.step = state["step"]
+        self.rewinds = state.get("rewinds", 0)  # unknown to older checkpoints
         if self.sharding is None:
             self.model.load_state_dict(state["model"])
             self.optimizer.load_state_dict(state["optimizer"])
@@ -160,6 +178,7 @@ def build_state(model: nn.Module, config: "RunConfig", device: torch.device) -> 
     elif dist.world_size() > 1:
         devices = [device] if device.type == "cuda" else None
         forward = DistributedDataParallel(forward, device_ids=devices)
+        forward.register_forward_hook(lambda *_: dist.meets())  # to average the gradients
     return TrainingState(
         model=model,
         forward=forward,
@@ -200,11 +219,13 @@ def batch_norm_notice(model: nn.Module, config: "RunConfig", device: torch.devic
         return None
     synced = _wants_synced_norms(config.train, device)
     images = micro_batch(config.train) * (dist.world_size() if synced else 1)
+    refused = config.train.sync_bn is True and dist.world_size() > 1 and not synced
     if images == config.train.global_batch:
         return None
     return (
         f"batch norms see {images} of the {config.train.global_batch} images of an update: "
         "other numbers of processes or train.micro_batch give other results"
+        + ("; train.sync_bn: true needs a GPU for each process" if refused else "")
     )
 
 

@@ -205,7 +205,7 @@ def test_a_loss_that_is_no_number_stops_naming_its_update(tmp_path, log_every):
     run = config(tmp_path, iters=8, log_every=log_every, checkpoint_every=2)
     images = Poisoned()
     parts = Parts(model=ToyModel(), feed=feed(run, images=images), images=IMAGES)
-    with pytest.raises(UserError, match="the loss of update 3 is not finite; lower optim.lr"):
+    with pytest.raises(UserError, match="the loss of update 3 is not finite; its images hold NaN"):
         train(run, build=lambda *_: parts)
     saved = torch.load(tmp_path / "checkpoints/last.pt", weights_only=True)
     assert saved["step"] == 2

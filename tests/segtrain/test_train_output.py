@@ -3,6 +3,7 @@
 import io
 import json
 import sys
+import time
 
 import pytest
 import torch
@@ -30,6 +31,7 @@ def test_journal_is_json_lines_even_for_what_is_no_number(tmp_path):
     journal.write("train", 1, {"loss": float("nan"), "tensor": torch.tensor(2.0)})
     journal.write("evaluate", 1, {"iou": {"a": float("inf")}})
     lines = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
+    assert all(abs(line.pop("time") - time.time()) < 60 for line in lines)
     assert lines == [
         {"event": "train", "step": 1, "loss": None, "tensor": 2.0},
         {"event": "evaluate", "step": 1, "iou": {"a": None}},
@@ -42,7 +44,7 @@ def test_a_line_cut_off_by_a_crash_is_skipped(tmp_path):
     with (tmp_path / "log.jsonl").open("a") as file:
         file.write('{"event": "tra')
     assert [r["step"] for r in read_journal(tmp_path / "log.jsonl")] == [1]
-    journal.forget_after(1)
+    journal.forget_after(1, evaluated=0)
     journal.write("train", 2, {})
     assert [r["step"] for r in read_journal(tmp_path / "log.jsonl")] == [1, 2]
 
@@ -51,7 +53,7 @@ def test_journal_forgets_what_comes_again(tmp_path):
     journal = Journal(tmp_path)
     for step in (1, 2, 3):
         journal.write("train", step, {})
-    journal.forget_after(2)
+    journal.forget_after(2, evaluated=0)
     assert [r["step"] for r in read_journal(tmp_path / "log.jsonl")] == [1, 2]
 
 
@@ -154,12 +156,33 @@ def test_meter_means_over_updates_and_starts_anew():
     assert meter.read()["loss"] == 5.0
 
 
-def test_meter_names_the_first_broken_update():
+def test_meter_has_the_numbers_of_every_update_once():
     meter = Meter(torch.device("cpu"), images=4)
-    for step, value in ((7, 1.0), (8, float("inf")), (9, float("nan"))):
-        meter.add(step, {"loss_seg": torch.tensor(value), "loss_aux": torch.tensor(0.5)})
-    with pytest.raises(UserError, match="the loss of update 8 is not finite"):
-        meter.read()
+    assert meter.take_updates() == {}
+    for step, value in ((7, 1.0), (8, 3.0)):
+        meter.add(step, {"loss_seg": torch.tensor(value), "grad_norm": torch.tensor(0.1)})
+    tenth = torch.tensor(0.1).item()
+    assert meter.take_updates() == {
+        "updates": {"first": 7, "count": 2, "loss_seg": [1.0, 3.0], "grad_norm": [tenth, tenth]}
+    }
+    meter.add(9, {"loss_seg": torch.tensor(5.0), "grad_norm": torch.tensor(0.1)})
+    assert meter.read()["loss"] == 3.0  # of all three: taking is not reading
+    assert meter.take_updates()["updates"]["first"] == 9
+    assert meter.take_updates() == {}
+
+
+def test_meter_leaves_skipped_updates_out_of_the_means():
+    meter = Meter(torch.device("cpu"), images=4)
+    meter.add(1, {})
+    meter.add(2, {"loss_seg": torch.tensor(2.0)})
+    meter.add(3, {})
+    assert meter.read()["loss"] == 2.0
+    updates = meter.take_updates()["updates"]
+    assert (updates["first"], updates["count"]) == (1, 3)
+    assert str(updates["loss_seg"]) == "[nan, 2.0, nan]"
+    meter.add(4, {})
+    assert str(meter.read()["loss"]) == "nan"
+    assert meter.take_updates() == {"updates": {"first": 4, "count": 1}}
 
 
 def test_pauses_do_not_count_as_training(monkeypatch):

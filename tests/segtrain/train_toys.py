@@ -78,18 +78,20 @@ def feed(run: RunConfig, *, images=None) -> Feed:
     options = run.train
     micro = micro_batch(options)
 
-    def keys(step):
+    def keys(step, rewinds):
         while True:
-            start = step * options.global_batch
+            start = step * options.global_batch + 5 * rewinds
             own = range(start + dist.rank(), start + options.global_batch, dist.world_size())
             for first in range(0, len(own), micro):
                 yield [(p // IMAGES, p % IMAGES) for p in own[first : first + micro]]
             step += 1
 
-    def batches(step):
+    def batches(step, rewinds):
         workers = run.data.workers
         return iter(
-            torch.utils.data.DataLoader(images, batch_sampler=keys(step), num_workers=workers)
+            torch.utils.data.DataLoader(
+                images, batch_sampler=keys(step, rewinds), num_workers=workers
+            )
         )
 
     def evaluate(model):
