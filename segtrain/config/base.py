@@ -12,8 +12,10 @@ def _as_tuple(value: Any) -> Any:
 
 
 FromList = BeforeValidator(_as_tuple)
-Count = Annotated[int, Field(ge=1)]
-CountOrZero = Annotated[int, Field(ge=0)]
+_MOST = 2**63 - 1  # what torch takes for a whole number
+Count = Annotated[int, Field(ge=1, le=_MOST)]
+CountOrZero = Annotated[int, Field(ge=0, le=_MOST)]
+Side = Annotated[int, Field(ge=1, le=65535)]  # in pixels; no JPEG is longer
 Byte = Annotated[int, Field(ge=0, le=255)]
 LabelValue = Annotated[int, Field(ge=0, le=65535)]  # of a label map of up to 16 bits
 Positive = Annotated[float, Field(gt=0)]
@@ -22,7 +24,7 @@ Share = Annotated[float, Field(ge=0, le=1)]
 PositiveShare = Annotated[float, Field(gt=0, le=1)]
 Rate = Annotated[float, Field(ge=0, lt=1)]
 Text = Annotated[str, Field(min_length=1)]
-Size = Annotated[tuple[Count, Count], FromList]
+Size = Annotated[tuple[Side, Side], FromList]
 
 
 class Section(BaseModel):

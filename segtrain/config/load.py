@@ -5,6 +5,7 @@ What the file says goes over what its bases say, key by key inside the sections 
 it names another model, backbone or head, nothing of that section of its bases remains.
 """
 
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,12 +16,15 @@ from pydantic import ValidationError
 from segtrain.config.keys import sections_at
 from segtrain.config.messages import explain, unknown_key
 from segtrain.config.schema import RunConfig
-from segtrain.config.yaml_text import Document, add_scalars, read_document
+from segtrain.config.yaml_text import MAX_BYTES, Document, add_scalars, read_document
 from segtrain.errors import UserError
 from segtrain.wording import plural
 
 BASE_KEY = "_base_"
 _COMMAND_LINE = "command line"
+_MOST_BASES = 20  # files one above the other
+
+_Known = dict[str, Document]
 
 
 def load_config(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
@@ -39,7 +43,7 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
             each other, or an override that is no "key=value". It names file and line.
     """
     path = Path(path)
-    document = _read_with_bases(path)
+    document = _read_with_bases(path, known={})
     for override in overrides:
         document = _merged(document, _override(override))
     content = {"output": f"output/{path.stem}", **document.content}
@@ -52,24 +56,32 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
     raise UserError("\n".join(lines))
 
 
-def _read_with_bases(path: Path, within: tuple[Path, ...] = ()) -> Document:
-    if any(path.resolve() == outer.resolve() for outer in within):
+def _read_with_bases(path: Path, within: tuple[Path, ...] = (), *, known: _Known) -> Document:
+    place = os.path.realpath(path)
+    if place in known:  # files that name each other many times are read once all the same
+        return known[place]
+    if any(place == os.path.realpath(outer) for outer in within):
         circle = " -> ".join(str(file) for file in (*within, path))
         raise UserError(f"{within[0]}: {BASE_KEY} goes in a circle: {circle}; remove one of them")
+    if len(within) > _MOST_BASES:
+        raise UserError(f"{within[0]}: over {_MOST_BASES} files stand on each other; join some")
     own = read_document(_bytes_of(path, within), source=str(path))
     if not isinstance(own.content, dict):
         came = "nothing" if own.content is None else f"a {type(own.content).__name__}"
         raise UserError(f"{path} must hold KEY: VALUE lines, got {came}")
     document = Document({})
     for base in _bases(own, path):
-        document = _merged(document, _read_with_bases(path.parent / base, (*within, path)))
-    return _merged(document, own)
+        below = _read_with_bases(path.parent / base, (*within, path), known=known)
+        document = _merged(document, below)
+    known[place] = _merged(document, own)
+    return known[place]
 
 
 def _bytes_of(path: Path, within: tuple[Path, ...]) -> bytes:
     asked = f"{BASE_KEY} of {within[-1]}: " if within else ""
     try:
-        return path.read_bytes()
+        with path.open("rb") as file:  # a device may have no end
+            return file.read(MAX_BYTES + 1)
     except FileNotFoundError as error:
         raise UserError(f"{asked}{path} does not exist; check the path") from error
     except OSError as error:
@@ -80,10 +92,16 @@ def _bases(document: Document, path: Path) -> list[str]:
     """Take `_base_` out of a document."""
     named = document.content.pop(BASE_KEY, [])
     bases = [named] if isinstance(named, str) else named
-    if not isinstance(bases, list) or not all(isinstance(base, str) for base in bases):
+    if not isinstance(bases, list) or not all(_is_path(base) for base in bases):
         place = document.places.get((BASE_KEY,), str(path))
-        raise UserError(f"{place}: {BASE_KEY} must be a file name or a list of them, got {named}")
+        raise UserError(
+            f"{place}: {BASE_KEY} must be a file name or a list of them, got {named!r:.80}"
+        )
     return bases
+
+
+def _is_path(base: Any) -> bool:
+    return isinstance(base, str) and "\0" not in base
 
 
 def _merged(base: Document, over: Document) -> Document:

@@ -13,8 +13,9 @@ import yaml
 
 from segtrain.errors import UserError
 
-_MAX_BYTES = 1 << 20
+MAX_BYTES = 1 << 20
 _MAX_NODES = 20_000  # of a document whose aliases are written out
+_MAX_TOKENS = 80_000  # as many a document of so many nodes can have
 _MAX_DEPTH = 50
 _PREFIX = "tag:yaml.org,2002:"
 Path = tuple[str | int, ...]
@@ -42,7 +43,7 @@ def add_scalars(processor: type[yaml.resolver.BaseResolver]) -> None:
 _SCALARS: dict[str, tuple[str, Callable[[str], Any]]] = {
     "null": (r"~|null|Null|NULL|", lambda text: None),
     "bool": (r"true|True|TRUE|false|False|FALSE", lambda text: text.lower() == "true"),
-    "int": (r"[-+]?[0-9][0-9_]*", int),
+    "int": (r"[-+]?[0-9]+(?:_[0-9]+)*", int),
     "float": (
         r"[-+]?(?:\.[0-9]+|[0-9]+(?:\.[0-9]*)?)(?:[eE][-+]?[0-9]+)?|[-+]?\.(?:inf|Inf|INF)"
         r"|\.(?:nan|NaN|NAN)",
@@ -79,8 +80,8 @@ def read_document(text: bytes | str, *, source: str) -> Document:
         UserError: On broken YAML (with line and column), a tag, a directive, a key that is twice
             there or neither text nor number, and on what is too large or too deep.
     """
-    if len(text) > _MAX_BYTES:
-        raise UserError(f"{source}: {len(text)} bytes are too many for a configuration")
+    if len(text) > MAX_BYTES:
+        raise UserError(f"{source}: more than {MAX_BYTES} bytes are too many for a configuration")
     try:
         _check_tokens(text, source)
         root = yaml.compose(text, Loader=_Loader)
@@ -101,7 +102,9 @@ def read_document(text: bytes | str, *, source: str) -> Document:
 def _check_tokens(text: bytes | str, source: str) -> None:
     """Refuse tags, directives and depth before anything recurses into them."""
     depth = 0
-    for token in yaml.scan(text, Loader=_Loader):
+    for number, token in enumerate(yaml.scan(text, Loader=_Loader)):
+        if number > _MAX_TOKENS:
+            raise UserError(f"{source} holds too many values for a configuration; shorten it")
         depth += isinstance(token, _OPENING) - isinstance(token, _CLOSING)
         if depth > _MAX_DEPTH:
             raise UserError(f"{source} is nested too deeply for a configuration")
@@ -142,11 +145,11 @@ def _plain(node: yaml.Node, path: Path, places: dict[Path, str], source: str) ->
     if isinstance(node, yaml.SequenceNode):
         return [_plain(part, (*path, k), places, source) for k, part in enumerate(node.value)]
     if not isinstance(node, yaml.MappingNode):
-        return _scalar(node)
+        return _scalar(node, source)
     content: dict[str | int, Any] = {}
     for key_node, value_node in node.value:
         place = f"{source}:{key_node.start_mark.line + 1}"
-        key = _scalar(key_node) if isinstance(key_node, yaml.ScalarNode) else None
+        key = _scalar(key_node, source) if isinstance(key_node, yaml.ScalarNode) else None
         if isinstance(key, bool) or not isinstance(key, str | int):
             raise UserError(f"{place}: a key must be a text or a whole number; write it in quotes")
         if key in content:
@@ -161,6 +164,12 @@ def _plain(node: yaml.Node, path: Path, places: dict[Path, str], source: str) ->
     return content
 
 
-def _scalar(node: yaml.Node) -> Any:
+def _scalar(node: yaml.Node, source: str) -> Any:
     name = node.tag.removeprefix(_PREFIX)
-    return _SCALARS[name][1](node.value) if name in _SCALARS else node.value
+    try:
+        return _SCALARS[name][1](node.value) if name in _SCALARS else node.value
+    except ValueError as error:  # Python reads no number of thousands of digits
+        line = node.start_mark.line + 1
+        raise UserError(
+            f"{source}:{line}: a number of {len(node.value)} digits; shorten it"
+        ) from error
