@@ -177,7 +177,8 @@ def run_lock(folder: Path) -> Iterator[None]:
             yield
         finally:
             _held.discard(file)
-            _unlock(file)
+            with suppress(OSError):  # of a file system without locks
+                _unlock(file)
 
 
 def _try_to_lock(file: BinaryIO) -> bool:

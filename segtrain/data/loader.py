@@ -8,6 +8,7 @@ a batch is split, and the position in the data is the number of updates alone.
 
 import signal
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import lru_cache
 from itertools import count
 from types import FrameType
@@ -121,6 +122,31 @@ class EpochSampler(Sampler[list[tuple[int, int]]]):
             return range(self.num_samples)
         generator = generator_of(self.seed, epoch, _ORDER)
         return torch.randperm(self.num_samples, generator=generator).tolist()
+
+
+@contextmanager
+def dead_workers_explained(then: str) -> Iterator[None]:
+    """Say in a line that a worker is dead; torch tells it anywhere, not only where a batch is due.
+
+    Args:
+        then: What to do afterwards.
+
+    Yields:
+        Nothing.
+
+    Raises:
+        UserError: If a worker ended that should not have.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        said = str(error).splitlines()[0]
+        if not said.startswith("DataLoader worker (pid"):
+            raise
+        raise UserError(
+            f"{said.rstrip('. ')}; where the system ended it, memory was short: write fewer "
+            f"data.workers, or 0 to load in the trainer itself, and {then}"
+        ) from error
 
 
 class Loader(DataLoader[dict[str, Any]]):
