@@ -48,6 +48,8 @@ def caffe2_names(names: Iterable[str]) -> list[str]:
 _NOTICES = (
     r"Creating a tensor from a list of numpy\.ndarrays",
     r"The given NumPy array is not writable",
+    # The first update of a process was left out: by the scaler, or by SOLVER.ON_NONFINITE.
+    r"Detected call of `lr_scheduler\.step\(\)` before",
 )
 
 

@@ -32,6 +32,8 @@ from d2ctx.recovery.updates import GuardedTrainer
 from d2ctx.weights import SafeCheckpointer
 
 logger = logging.getLogger(__name__)
+# Hooks whose work is there after the run.
+_LASTING = (Checkpoints, hooks.EvalHook, hooks.PeriodicWriter)
 _NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG}
 
 
@@ -188,8 +190,7 @@ class Trainer(DefaultTrainer):
         Args:
             updates: How many.
         """
-        quiet = (Checkpoints, hooks.EvalHook, hooks.PeriodicWriter)
-        self._hooks = [hook for hook in self._hooks if not isinstance(hook, quiet)]
+        self._hooks = [hook for hook in self._hooks if not isinstance(hook, _LASTING)]
         self.max_iter = min(self.max_iter, self.start_iter + updates)
         self.train()
 
@@ -222,6 +223,9 @@ class Trainer(DefaultTrainer):
         return False
 
     def _go_back(self) -> None:
+        for hook in self._hooks:  # those that time a step must see its end
+            if not isinstance(hook, (*_LASTING, hooks.PreciseBN)):
+                hook.after_step()
         rewinds = self.rewinds + 1
         self.checkpointer.resume_or_load("", resume=True)
         self.rewinds, self.iter = rewinds, self.iter + 1
