@@ -1,11 +1,17 @@
 """Reading checkpoint files of all formats that Detectron2 takes, without running their code."""
 
+import os
 import pickle
+import pickletools
 import re
+import struct
+import tarfile
+import zipfile
+import zlib
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 import safetensors.torch
@@ -39,12 +45,19 @@ def _latin1(text: str, encoding: str) -> bytes:
     return text.encode("latin1")
 
 
+def _bytearray(*parts: Any) -> bytearray:
+    """What pickles make of bytes; a number would ask for so many zeros."""
+    if parts and not isinstance(parts[0], bytes | str):
+        raise pickle.UnpicklingError("bytearray of no bytes")
+    return bytearray(*parts)
+
+
 _PICKLE_GLOBALS: dict[str, Any] = {
     **_numpy_parts(),
     "_codecs.encode": _latin1,
     "collections.OrderedDict": OrderedDict,
     **{f"{module}.set": set for module in ("builtins", "__builtin__")},
-    **{f"{module}.bytearray": bytearray for module in ("builtins", "__builtin__")},
+    **{f"{module}.bytearray": _bytearray for module in ("builtins", "__builtin__")},
 }
 
 
@@ -52,16 +65,27 @@ _PICKLE_GLOBALS: dict[str, Any] = {
 _TORCH_GLOBALS = [(part, name) for name, part in _numpy_parts().items()] + [
     value for value in vars(np.dtypes).values() if isinstance(value, type)
 ]
+# What the readers raise on broken files, of all kinds.
 _READ_ERRORS = (
+    ArithmeticError,
+    AssertionError,
     AttributeError,
     EOFError,
+    ImportError,
     LookupError,
+    MemoryError,
     OSError,
     RuntimeError,
+    SyntaxError,
     TypeError,
     ValueError,
     SafetensorError,
+    struct.error,
+    tarfile.TarError,
+    zipfile.BadZipFile,
+    zlib.error,
 )
+_FEW_NUMBERS = 1 << 20  # of a tensor that may repeat what it stores
 
 
 class _RefusedGlobalError(pickle.UnpicklingError):
@@ -104,7 +128,17 @@ def read_checkpoint(path: str) -> dict[str, Any]:
 
 def _read_pickle(path: str) -> dict[str, Any]:
     with open(path, "rb") as file:
+        _check_memo(file)
         return _PlainUnpickler(file, encoding="latin1").load()
+
+
+def _check_memo(file: BinaryIO) -> None:
+    """Refuse numbers of remembered objects for which the unpickler would take any memory."""
+    most = os.fstat(file.fileno()).st_size
+    for code, number, _ in pickletools.genops(file):
+        if code.name in ("PUT", "BINPUT", "LONG_BINPUT") and number > most:
+            raise ValueError(f"it remembers more objects than it has bytes: {number}")
+    file.seek(0)
 
 
 def _read_torch(path: str) -> dict[str, Any]:
@@ -150,12 +184,13 @@ def _from_zoo(content: dict[str, Any]) -> dict[str, Any]:
     if "model" in content and "__author__" in content:
         return content
     blobs = content.get("blobs", content)
-    model = {k: v for k, v in blobs.items() if not k.endswith("_momentum")}
-    return {"model": model, "__author__": "Caffe2", "matching_heuristics": True}
+    if isinstance(blobs, Mapping):
+        blobs = {k: v for k, v in blobs.items() if not str(k).endswith("_momentum")}
+    return {"model": blobs, "__author__": "Caffe2", "matching_heuristics": True}
 
 
 def _from_torch(content: dict[str, Any], *, pycls: bool) -> dict[str, Any]:
-    if pycls and "model_state" in content:
+    if pycls and isinstance(content.get("model_state"), Mapping):
         model = {k: v for k, v in content["model_state"].items() if not _is_counter(k)}
         return {"model": model, "__author__": "pycls", "matching_heuristics": True}
     if "model" in content:
@@ -163,8 +198,8 @@ def _from_torch(content: dict[str, Any], *, pycls: bool) -> dict[str, Any]:
     return {"model": content.get("state_dict", content)}
 
 
-def _is_counter(name: str) -> bool:
-    return name.endswith("num_batches_tracked")
+def _is_counter(name: object) -> bool:
+    return str(name).endswith("num_batches_tracked")
 
 
 def _check_tensors(path: str, model: Any) -> None:
@@ -173,9 +208,30 @@ def _check_tensors(path: str, model: Any) -> None:
             f"{path} must hold tensors by name, got {type(model).__name__} {model!r:.40}"
         )
     for name, value in model.items():
-        plain = isinstance(value, np.ndarray) and value.dtype != object
-        if not (plain or isinstance(value, Tensor)):
+        if not isinstance(name, str):
+            raise UserError(
+                f"{path}: a tensor is named {name!r:.60}, expected a text; save the model's "
+                "state_dict() alone"
+            )
+        if not isinstance(value, np.ndarray | Tensor):
             raise UserError(
                 f"{path}: {name} must be a tensor, got {type(value).__name__}; save the model's "
                 "state_dict() alone"
             )
+        if kind := _unusual(value):
+            raise UserError(f"{path}: {name} is {kind}; save a dense tensor of numbers")
+
+
+def _unusual(value: np.ndarray | Tensor) -> str:
+    """What keeps a tensor from being copied as it is; "" where nothing does."""
+    if isinstance(value, np.ndarray):
+        return "" if value.dtype.kind in "biufc" else f"an array of {value.dtype}"
+    if value.layout != torch.strided:
+        return f"stored as {str(value.layout).removeprefix('torch.')}"
+    if value.is_quantized or value.is_meta:
+        return "quantized" if value.is_quantized else "without values"
+    stored = value.untyped_storage().nbytes()
+    # A file of a few bytes could else ask for any amount of memory.
+    if value.numel() > _FEW_NUMBERS and value.numel() * value.element_size() > stored:
+        return f"a view of {value.numel()} numbers over {stored} bytes"
+    return ""

@@ -24,7 +24,7 @@ from segtrain.weights.layouts import (
 from segtrain.weights.official import NAME as VARIANT_NAME
 from segtrain.weights.official import Variant, read_variant
 from segtrain.weights.own import SUFFIX, as_yaml, check_target, stored_config, write_weights
-from segtrain.weights.read import WeightFile, read_weights
+from segtrain.weights.read import WeightFile, named, read_weights
 
 # What MMSegmentation computes otherwise; its decoder has the eps of a plain LayerNorm.
 _MMSEGMENTATION_MODEL = {
@@ -34,6 +34,7 @@ _MMSEGMENTATION_MODEL = {
     "decoder_dropout": 0.0,
     "decoder_drop_path": 0.1,
 }
+_LONGEST = 6  # digits of a side of a grid
 _ONLY_MASK = ("decoder_layer_norm_eps", "decoder_dropout", "decoder_drop_path")
 _OFFICIAL_MODEL = {"layer_norm_eps": 1e-5, "pos_embed_resize": "bilinear"}
 
@@ -86,9 +87,10 @@ def understand(file: WeightFile, *, variant: Path | None = None) -> Converted:
     Raises:
         UserError: If the layout is unknown, or `variant.yml` contradicts the tensors.
     """
-    layout = layout_of(file.tensors)
-    tensors = to_segmenter(file.tensors)
-    found = architecture_of(tensors)
+    with named(file.path):
+        layout = layout_of(file.tensors)
+        tensors = to_segmenter(file.tensors)
+        found = architecture_of(tensors)
     said = _said(file, variant)
     if said and said.num_classes != found.num_classes:
         raise UserError(
@@ -145,7 +147,7 @@ def _said(file: WeightFile, variant: Path | None) -> Variant | None:
 def _grid(file: WeightFile, layout: str, found: Architecture, *, official: bool) -> Grid | None:
     """As the file says; the authors and timm train on squares, others may not."""
     height, _, width = file.metadata.get("grid", "").partition("x")
-    if height.isdecimal() and width.isdecimal():
+    if max(len(height), len(width)) < _LONGEST and height.isdecimal() and width.isdecimal():
         return int(height), int(width)
     return square_grid(found.num_positions) if official or layout == TIMM else None
 

@@ -163,7 +163,9 @@ def _prepared(
         if grid_change is not None:
             resized[name] = (table.what, *grid_change)
     file = {name: tuple(value.shape) for name, value in given.items()}
-    state = {n: tuple(v.shape) for n, v in model.state_dict().items() if n.startswith(parts)}
+    own = {n: v for n, v in model.state_dict().items() if n.startswith(parts)}
+    state = {name: tuple(value.shape) for name, value in own.items()}
+    _check_kinds(own, given, source)
     wrong = {n: (file[n], state[n]) for n in state if n in file and file[n] != state[n]}
     anew = set(model.class_parameters()) & set(wrong) if new_classes else set()
     fit = Fit(
@@ -175,3 +177,11 @@ def _prepared(
         resized=resized,
     )
     return given, fit
+
+
+def _check_kinds(own: Mapping[str, Tensor], given: Mapping[str, Tensor], source: str) -> None:
+    """Refuse whole or complex numbers where the model has real ones: they mean something else."""
+    for name, value in own.items():
+        if value.is_floating_point() and name in given and not given[name].is_floating_point():
+            kind = str(given[name].dtype).removeprefix("torch.")
+            raise UserError(f"{source}: {name} holds {kind}, expected float32; save it as that")

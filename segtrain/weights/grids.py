@@ -139,7 +139,7 @@ def grids_of_text(metadata: Mapping[str, str]) -> dict[str, Grid]:
     try:
         content = json.loads(metadata.get(FIELD, "{}"))
         return {str(name): (int(h), int(w)) for name, (h, w) in content.items()}
-    except (AttributeError, TypeError, ValueError):
+    except (AttributeError, OverflowError, RecursionError, TypeError, ValueError):
         return {}
 
 

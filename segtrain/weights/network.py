@@ -14,7 +14,7 @@ from segtrain.models.network import Network
 from segtrain.weights.fit import Fit, load_into
 from segtrain.weights.grids import FIELD, Grid, grids_of_text, square_grid
 from segtrain.weights.own import check_target, stored_config, write_weights
-from segtrain.weights.read import WeightFile, read_weights
+from segtrain.weights.read import WeightFile, named, read_weights
 from segtrain.weights.timm_hub import is_file, weights_of_timm
 from segtrain.weights.unept import from_released, is_released, section_of
 from segtrain.wording import plural
@@ -79,8 +79,9 @@ def understand_network(file: WeightFile) -> NetworkFile:
     if not is_released(file.tensors):
         grids, config = grids_of_text(file.metadata), stored_config(file)
         return NetworkFile(layout=LAYOUT, tensors=file.tensors, grids=grids, config=config)
-    tensors = from_released(file.tensors)
-    model = section_of(tensors)
+    with named(file.path):
+        tensors = from_released(file.tensors)
+        model = section_of(tensors)
     return NetworkFile(
         layout=UNEPT,
         tensors=tensors,

@@ -59,13 +59,18 @@ def read_variant(path: str | Path) -> Variant:
         content = yaml.load(Path(path).read_text(encoding="utf-8"), Loader=_Loader)
     except FileNotFoundError:
         raise UserError(f"{path} does not exist; name the {NAME} of the checkpoint") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror}; mend the path") from None
+    except (yaml.YAMLError, RecursionError, ValueError) as error:
         line = " ".join(str(error).split())
         raise UserError(f"{path} is no plain YAML ({line[:120]}); take the authors' file") from None
     try:
         return _variant(content)
     except (KeyError, TypeError) as error:
         raise UserError(f"{path} lacks {error}; expected the {NAME} of the authors' code") from None
+    except (AttributeError, OverflowError, ValueError) as error:
+        problem = f"holds what it should not ({error!s:.100})"
+        raise UserError(f"{path} {problem}; expected the {NAME} of the authors' code") from None
 
 
 def _variant(content: Mapping[str, Any]) -> Variant:

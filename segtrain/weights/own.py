@@ -57,7 +57,7 @@ def stored_config(file: WeightFile) -> Mapping[str, Mapping[str, Any]]:
     """
     try:
         content = json.loads(file.metadata.get("config", "{}"))
-    except ValueError:
+    except (RecursionError, ValueError):
         content = None
     if not isinstance(content, dict) or not all(isinstance(v, dict) for v in content.values()):
         raise UserError(f"{file.path}: its text field config is no JSON of sections; write it anew")

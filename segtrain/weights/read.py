@@ -2,7 +2,12 @@
 
 import pickle
 import re
-from collections.abc import Mapping
+import struct
+import tarfile
+import zipfile
+import zlib
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,16 +22,26 @@ SUFFIXES = (".safetensors", ".pth", ".pt", ".bin", ".tar")
 # Where other programs nest the tensors.
 _NESTS = ("model", "state_dict", "model_state_dict", "model_state")
 _REFUSED = re.compile(r"GLOBAL (?P<name>[\w.]+)|Unsupported (?:global|class) (?P<other>[\w.]+)")
+# What the readers raise on broken files, of all kinds.
 _ERRORS = (
+    ArithmeticError,
+    AssertionError,
     AttributeError,
     EOFError,
+    ImportError,
     LookupError,
+    MemoryError,
     OSError,
     RuntimeError,
     TypeError,
     ValueError,
     SafetensorError,
+    struct.error,
+    tarfile.TarError,
+    zipfile.BadZipFile,
+    zlib.error,
 )
+_FEW_NUMBERS = 1 << 20  # of a tensor that may repeat what it stores
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,6 +92,25 @@ def read_weights(path: str | Path) -> WeightFile:
     return WeightFile(path=path, tensors=_checked(path, tensors), extra=extra)
 
 
+@contextmanager
+def named(path: Path) -> Iterator[None]:
+    """Say of which file an error inside is.
+
+    Args:
+        path: The file.
+
+    Yields:
+        Nothing.
+
+    Raises:
+        UserError: That of the body, with the file before it.
+    """
+    try:
+        yield
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from error
+
+
 def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     with safe_open(path, framework="pt") as file:
         return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}
@@ -110,12 +144,32 @@ def _checked(path: Path, tensors: Mapping[str, Any]) -> dict[str, Tensor]:
     if not tensors:
         raise UserError(f"{path} holds no tensors; take the file with the weights")
     for name, value in tensors.items():
+        if not isinstance(name, str):
+            raise UserError(
+                f"{path}: a tensor is named {name!r:.60}, expected a text; save the model's "
+                "state_dict() alone"
+            )
         if not isinstance(value, Tensor):
             raise UserError(
                 f"{path}: {name} must be a tensor, got {type(value).__name__}; save the model's "
                 "state_dict() alone"
             )
+        if kind := _unusual(value):
+            raise UserError(f"{path}: {name} is {kind}; save a dense tensor of numbers")
     prefix = "module."
-    if all(str(name).startswith(prefix) for name in tensors):
+    if all(name.startswith(prefix) for name in tensors):
         return {name.removeprefix(prefix): value for name, value in tensors.items()}
     return dict(tensors)
+
+
+def _unusual(value: Tensor) -> str:
+    """What keeps a tensor from being copied as it is; "" where nothing does."""
+    if value.layout != torch.strided:
+        return f"stored as {str(value.layout).removeprefix('torch.')}"
+    if value.is_quantized or value.is_meta:
+        return "quantized" if value.is_quantized else "without values"
+    stored = value.untyped_storage().nbytes()
+    # A file of a few bytes could else ask for any amount of memory.
+    if value.numel() > _FEW_NUMBERS and value.numel() * value.element_size() > stored:
+        return f"a view of {value.numel()} numbers over {stored} bytes"
+    return ""
