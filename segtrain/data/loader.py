@@ -6,7 +6,10 @@ the processes, and by each to its accumulation steps, in order. So the update do
 a batch is split, and the position in the data is the number of updates alone.
 """
 
+import atexit
+import multiprocessing
 import signal
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import lru_cache
@@ -21,6 +24,8 @@ from torch.utils.data import DataLoader, Dataset, Sampler, default_collate
 from segtrain.data.dataset import SegDataset, generator_of
 from segtrain.errors import UserError
 
+_LATER = 2.0  # seconds within which the system tells that a worker has ended
+_BROKEN_OFF = (EOFError, ConnectionResetError, ConnectionRefusedError, ConnectionAbortedError)
 _ORDER = 1  # keeps the stream of orders apart from those of the augmentation
 
 
@@ -139,14 +144,40 @@ def dead_workers_explained(then: str) -> Iterator[None]:
     """
     try:
         yield
-    except RuntimeError as error:
-        said = str(error).splitlines()[0]
-        if not said.startswith("DataLoader worker (pid"):
+    except (RuntimeError, EOFError, ConnectionError) as error:
+        said = _death_of_worker(error)
+        if said is None:
             raise
         raise UserError(
-            f"{said.rstrip('. ')}; where the system ended it, memory was short: write fewer "
-            f"data.workers, or 0 to load in the trainer itself, and {then}"
+            f"{said}; where the system ended it, memory was short: write fewer data.workers, or 0 "
+            f"to load in the trainer itself, and {then}"
         ) from error
+
+
+def _death_of_worker(error: BaseException) -> str | None:
+    """What torch says of it; a batch on its way may break off a moment before torch knows."""
+    if isinstance(error, _BROKEN_OFF):
+        try:
+            time.sleep(_LATER)
+        except RuntimeError as later:
+            error = later
+        else:
+            return "a data worker has ended without a word"
+    said = str(error).splitlines()[0] if str(error) else ""
+    return said.rstrip(". ") if said.startswith("DataLoader worker (pid") else None
+
+
+def _end_workers() -> None:
+    """End workers that were not told to: they would wait for their trainer, and it for them."""
+    left = [child for child in multiprocessing.active_children() if child.daemon]
+    if left and hasattr(signal, "SIGCHLD"):
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # torch would call it an error
+    for child in left:
+        child.kill()
+
+
+# Before multiprocessing asks them to end, which they leave to the trainer, see `_end_next_time`.
+atexit.register(_end_workers)
 
 
 class Loader(DataLoader[dict[str, Any]]):

@@ -1,11 +1,16 @@
 """What goes wrong in a run: each function is called in its process before the program starts."""
 
+import builtins
 import mmap
 import os
+import platform
 import resource
 import signal
+import socket
 import sys
+import time
 from collections.abc import Callable
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
@@ -43,8 +48,12 @@ def _shared_byte(path: Path) -> mmap.mmap:
         return mmap.mmap(file.fileno(), 1)
 
 
-def end_at_event(folder: str, number: int) -> None:
-    """End without a word right before the n-th thing that is done to a file below `folder`."""
+def end_at_change(folder: str, number: int = 1, what: str = "*") -> None:
+    """End without a word right before the n-th change of a file below `folder`.
+
+    `what` is a pattern of changes, such as "os.rename checkpoints/last.pt"; a file that is opened
+    for writing changes.
+    """
     seen = 0
 
     def watch(event: str, arguments: tuple[Any, ...]) -> None:
@@ -52,9 +61,10 @@ def end_at_event(folder: str, number: int) -> None:
         changes = event in ("os.rename", "os.remove", "os.mkdir", "os.truncate")
         if not (changes or (event == "open" and _writes(arguments))):
             return
-        if not str(arguments[0]).startswith(folder):
+        path = str(arguments[0])
+        if path != folder and not path.startswith(f"{folder}/"):
             return
-        seen += 1
+        seen += fnmatch(f"{event} {path[len(folder) + 1 :]}", what)
         if seen == number:
             os.kill(os.getpid(), signal.SIGKILL)
 
@@ -68,3 +78,28 @@ def _writes(arguments: tuple[Any, ...]) -> bool:
 def largest_file(size: int) -> None:
     """No file may grow beyond so many bytes."""
     resource.setrlimit(resource.RLIMIT_FSIZE, (size, size))
+
+
+def other_machine(name: str, seconds: float) -> None:
+    """Another host name, and a clock that is so many seconds ahead."""
+    now, now_ns = time.time, time.time_ns
+    time.time = lambda: now() + seconds
+    time.time_ns = lambda: now_ns() + int(seconds * 1e9)
+    socket.gethostname = lambda: name
+    platform.node = lambda: name
+
+
+def fail_in_update(number: int, error: str) -> None:
+    """Raise an error in the n-th update of the process."""
+    from segtrain.train import loop
+
+    update, seen = loop.Run.update, 0
+
+    def failing(*arguments: Any) -> Any:
+        nonlocal seen
+        seen += 1
+        if seen == number:
+            raise getattr(builtins, error)("injected")
+        return update(*arguments)
+
+    loop.Run.update = failing  # type: ignore[method-assign]

@@ -172,8 +172,9 @@ def _end(program: Callable[[], int]) -> NoReturn:
         code = program()
     except SystemExit as error:
         code = error.code if isinstance(error.code, int) else 1
-    except BaseException:
+    except BaseException as error:
         traceback.print_exc()
+        sys.last_value = error  # as the interpreter: what was in use then is in use to the end
         code = 1
     atexit._run_exitfuncs()
     sys.stdout.flush()

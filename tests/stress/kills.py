@@ -184,7 +184,7 @@ def read_results(run: Path) -> dict[str, Any]:
 
 def journalled(run: Path, event: str) -> list[dict[str, Any]]:
     """Records of an event, without what depends on the machine."""
-    machine = ("images_per_second", "memory_mb")
+    machine = ("images_per_second", "memory_mb", "time")
     return [
         {key: value for key, value in record.items() if key not in machine}
         for record in read_journal(run / JOURNAL)
