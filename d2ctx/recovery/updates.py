@@ -48,7 +48,7 @@ class Failure:
         batch: Of this process.
         before: Of this process.
         values: Losses of this process, and `GRADIENT`.
-        finite: Whether these are finite, for each process.
+        finite: For each process, whether the numbers of its own are finite.
     """
 
     batch: Batch
@@ -105,7 +105,9 @@ class GuardedTrainer(SimpleTrainer):
         losses = self.forward_backward(self.model, batch)
         values = self._values(losses)
         everyone = self._exchange(values, waited)
-        finite = [told["finite"] for told in everyone]
+        # A gradient that is not finite is everyone's: the loss tells whose it was.
+        loss, gradient = ([told[key] for told in everyone] for key in ("finite", "gradient"))
+        finite = gradient if all(loss) else loss
         self.failure = None
         if all(finite):
             self._log(everyone)
@@ -191,17 +193,18 @@ class GuardedTrainer(SimpleTrainer):
         return dict(zip(found, numbers, strict=True))
 
     def _exchange(self, values: dict[str, float], waited: float) -> list[dict[str, Any]]:
+        losses = {name: value for name, value in values.items() if name != GRADIENT}
         told = {
-            "losses": {name: value for name, value in values.items() if name != GRADIENT},
-            "finite": all(map(math.isfinite, values.values())),
+            "losses": losses,
+            "finite": all(map(math.isfinite, losses.values())),
+            "gradient": math.isfinite(values.get(GRADIENT, 0.0)),
             "data_time": waited,
             "asked": self.asked(),
         }
         everyone = comm.all_gather(told)
         self.stopping = any(other["asked"] for other in everyone)
         if all(other["finite"] for other in everyone):
-            names = told["losses"]
-            self.losses = {n: float(np.mean([o["losses"][n] for o in everyone])) for n in names}
+            self.losses = {n: float(np.mean([o["losses"][n] for o in everyone])) for n in losses}
         return everyone
 
     def _log(self, everyone: list[dict[str, Any]]) -> None:
