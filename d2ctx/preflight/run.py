@@ -47,6 +47,28 @@ def check_run(
     Raises:
         UserError: With everything that was found wrong, each with its fix.
     """
+    lines, findings = examine_run(
+        cfg, eval_only=eval_only, resume=resume, num_gpus=num_gpus, num_machines=num_machines
+    )
+    findings.raise_errors()
+    return lines + [f"note: {note}" for note in findings.notes]
+
+
+def examine_run(
+    cfg: CfgNode, *, eval_only: bool, resume: bool = False, num_gpus: int = 1, num_machines: int = 1
+) -> tuple[list[str], Findings]:
+    """The same checks, with the findings as they are instead of an error.
+
+    Args:
+        cfg: A merged configuration with our nodes.
+        eval_only: Whether only the test sets are used.
+        resume: Whether the run may continue from its last checkpoint.
+        num_gpus: GPUs per machine, as on the command line.
+        num_machines: Machines.
+
+    Returns:
+        A line for each data set, and what was found.
+    """
     findings = Findings()
     if cfg.DATASETS.CHECK not in LEVELS:
         findings.errors.append(
@@ -65,9 +87,7 @@ def check_run(
         check_maps_are_named(sources, findings)
     check_stuff_is_known(cfg, sources, findings)
     present = prepare_panoptic(cfg, present_sources(sources, findings), findings)
-    lines = _check_data(cfg, present, findings)
-    findings.raise_errors()
-    return lines + [f"note: {note}" for note in findings.notes]
+    return _check_data(cfg, present, findings), findings
 
 
 def _check_data(cfg: CfgNode, sources: list[Source], findings: Findings) -> list[str]:
