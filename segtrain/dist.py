@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch import Tensor
+from torch import Tensor, nn
 
 from segtrain.watch import Watch, connected
 
@@ -78,6 +78,17 @@ def any_process(answer: bool) -> bool:
         The same everywhere.
     """
     return bool(max_over_processes(torch.tensor(float(answer))).item())
+
+
+def share_buffers(module: nn.Module) -> None:
+    """Give everybody the buffers of the main process; a call of all processes.
+
+    Args:
+        module: The same everywhere but for its buffers, which change in place.
+    """
+    for buffer in module.buffers() if _joined() else ():
+        meets()
+        dist.broadcast(buffer, src=0)
 
 
 def gather_objects(item: Any) -> list[Any]:
