@@ -21,6 +21,7 @@ from d2ctx.evaluation.build import build_evaluator
 from d2ctx.files import remove_partials
 from d2ctx.meta_arch import AuxLossMixin
 from d2ctx.optimizer import build_optimizer
+from d2ctx.recovery.blackbox import FOLDER
 from d2ctx.recovery.checkpoints import set_aside
 from d2ctx.recovery.hooks import Checkpoints
 from d2ctx.recovery.journal import Journal
@@ -146,7 +147,8 @@ class Trainer(DefaultTrainer):
         if not comm.is_main_process():
             return
         folder = Path(self.cfg.OUTPUT_DIR)
-        remove_partials(folder)
+        for place in (folder, folder / FOLDER):
+            remove_partials(place)
         if not resuming:
             set_aside(folder)
         self.journal.cut_back(self.start_iter)

@@ -190,7 +190,7 @@ def build_exact_loader(cfg: CfgNode, mapper: Mapper | None = None) -> ExactLoade
 
     Returns:
         The loader, or None where the order cannot be known in advance: another sampler than
-        Detectron2's first two, or images without a size.
+        Detectron2's first two, images without a size, or a data set that is no list.
     """
     keypoints = cfg.MODEL.ROI_KEYPOINT_HEAD.MIN_KEYPOINTS_PER_IMAGE
     proposals = cfg.DATASETS.PROPOSAL_FILES_TRAIN
@@ -200,6 +200,8 @@ def build_exact_loader(cfg: CfgNode, mapper: Mapper | None = None) -> ExactLoade
         min_keypoints=keypoints if cfg.MODEL.KEYPOINT_ON else 0,
         proposal_files=proposals if cfg.MODEL.LOAD_PROPOSALS else None,
     )
+    if not isinstance(images, list):
+        return None
     make_sampler = _sampler(cfg, images)
     group = cfg.DATALOADER.ASPECT_RATIO_GROUPING
     if make_sampler is None or (group and not all("width" in d and "height" in d for d in images)):

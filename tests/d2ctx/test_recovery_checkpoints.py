@@ -14,6 +14,7 @@ from torch import nn
 from d2ctx import UserError, files
 from d2ctx.recovery import checkpoints
 from d2ctx.recovery.checkpoints import checkpoint_files, set_aside, to_resume_from, write_checkpoint
+from d2ctx.recovery.journal import read_journal
 from d2ctx.weights import SafeCheckpointer
 
 
@@ -132,6 +133,23 @@ def test_a_mistake_of_the_program_is_no_matter_of_room(tmp_path, monkeypatch):
     monkeypatch.setattr(checkpoints.torch, "save", broken)
     with pytest.raises(RuntimeError, match="not about files"):
         save(tmp_path, 3)
+
+
+def test_a_run_without_room_ends_with_one_line_and_goes_on(launch, capsys):
+    opts = ("SOLVER.CHECKPOINT_PERIOD", 2, "SOLVER.MAX_ITER", 3, "DATASETS.TEST", "()")
+    with room_for(1_000_000):
+        assert launch.main(*opts) == 2
+    out, err = capsys.readouterr()
+    assert err.splitlines()[-1].startswith(f"error: checkpoint {launch.output}/model_0000001.pth")
+    assert "Traceback" not in out + err + (launch.output / "log.txt").read_text()
+    assert not list(launch.output.glob("*.p*"))
+    assert [record["iteration"] for record in read_journal(launch.output)] == [0, 1]
+    assert launch.main("--resume", *opts) == 0
+    assert resumed_iteration(launch.output) == 2
+
+
+def resumed_iteration(folder: Path) -> int:
+    return torch.load(to_resume_from(folder)[0], weights_only=True)["iteration"]
 
 
 # ---- finding ---------------------------------------------------------------------------------

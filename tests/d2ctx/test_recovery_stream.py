@@ -209,8 +209,8 @@ def test_a_configuration_gives_the_same_pixels_again(cfg, sampler):
     assert isinstance(made, RepeatFactorTrainingSampler) == (sampler != "TrainingSampler")
 
 
-def test_images_without_a_size_are_left_to_detectron2(cfg, monkeypatch):
-    plain = [{"file_name": "a.png", "image_id": 0}]
+@pytest.mark.parametrize("plain", [[{"file_name": "a.png", "image_id": 0}], iter(IMAGES)])
+def test_images_of_unknown_size_are_left_to_detectron2(cfg, monkeypatch, plain):
     monkeypatch.setattr("d2ctx.recovery.stream.get_detection_dataset_dicts", lambda *_, **__: plain)
     assert build_exact_loader(cfg) is None
 
