@@ -4,8 +4,12 @@ import os
 import socket
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import NamedTuple
+
+
+_LOOK = 1.0  # seconds
 
 
 class Ended(NamedTuple):
@@ -22,14 +26,14 @@ class Ended(NamedTuple):
     errors: str
 
 
-def launched(script: str, folder: Path, *, timeout: float = 120) -> tuple[list[str], list[str]]:
+def launched(script: str, folder: Path, *, timeout: float = 240) -> tuple[list[str], list[str]]:
     """Run a script in both; what each said, on stdout and on stderr."""
     ended = started(script, folder, timeout=timeout)
     return [one.out for one in ended], [one.errors for one in ended]
 
 
 def started(
-    script: str, folder: Path, *, timeout: float = 120, wait_for: int | None = None
+    script: str, folder: Path, *, timeout: float = 240, wait_for: int | None = None
 ) -> list[Ended]:
     """Run a script in both, or until one of them has ended.
 
@@ -54,14 +58,29 @@ def started(
         for rank in range(2)
     ]
     try:
+        said = {}
         if wait_for is not None:
-            processes[wait_for].wait(timeout)
+            said[wait_for] = _said(processes[wait_for], timeout)
             processes[1 - wait_for].kill()
-        said = [process.communicate(timeout=timeout) for process in processes]
+        for rank in {0, 1} - said.keys():
+            said[rank] = _said(processes[rank], timeout)
     finally:
         for process in processes:  # where one failed, the other waits for it
             process.kill()
-    return [Ended(p.returncode, *texts) for p, texts in zip(processes, said, strict=True)]
+    return [Ended(process.returncode, *said[rank]) for rank, process in enumerate(processes)]
+
+
+def _said(process: subprocess.Popen, timeout: float) -> tuple[str, str]:
+    """What a process says until it ends. Time in which this one was suspended does not count."""
+    waited = 0.0
+    while True:
+        start = time.monotonic()
+        try:
+            return process.communicate(timeout=_LOOK)
+        except subprocess.TimeoutExpired:
+            waited += min(time.monotonic() - start, 2 * _LOOK)
+            if waited > timeout:
+                raise
 
 
 def free_port() -> int:
