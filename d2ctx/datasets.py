@@ -197,5 +197,5 @@ def _class_names(json_file: str) -> list[str]:
             return []
         categories = json.loads(path.read_bytes())["categories"]
         return [c["name"] for c in sorted(categories, key=lambda c: c["id"])]
-    except (OSError, ValueError, KeyError, TypeError):
+    except (AttributeError, KeyError, OSError, RecursionError, TypeError, ValueError):
         return []

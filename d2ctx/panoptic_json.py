@@ -43,12 +43,15 @@ def _categories(content: Mapping[str, Any], **_: Any) -> Iterator[str]:
     categories = content["categories"]
     for category in categories:
         valid = (
-            isinstance(category.get("id"), int),
+            _is_whole(category.get("id")),
             isinstance(category.get("name"), str),
             category.get("isthing") in (0, 1),
         )
         if not all(valid):
-            yield f"category {category!r} needs an id, a name and isthing 0 or 1; {_FORMAT}"
+            yield f"category {category!r:.200} needs an id, a name and isthing 0 or 1; {_FORMAT}"
+            return
+        if not _is_colour(category.get("color")):
+            yield f"the color of category {category['id']} must be three bytes; {_FORMAT}"
             return
     for key, count in Counter(category["id"] for category in categories).items():
         if count > 1:
@@ -72,12 +75,13 @@ def _images(content: Mapping[str, Any], **_: Any) -> Iterator[str]:
         return
     for image in images:
         sizes = [image.get("width"), image.get("height")]
-        sized = all(isinstance(side, int) and side > 0 for side in sizes)
-        named = isinstance(image.get("file_name"), str) and isinstance(image.get("id"), int | str)
+        sized = all(_is_whole(side) and side > 0 for side in sizes)
+        named = isinstance(image.get("file_name"), str) and _is_image_id(image.get("id"))
         if not (sized and named):
-            yield f"image {image!r} needs an id, a file_name, a width and a height; {_FORMAT}"
+            yield f"image {image!r:.200} needs an id, a file_name, a width and a height; {_FORMAT}"
             return
-    yield from _twice("images", [image["id"] for image in images])
+    # Stuff maps are files, in whose names a number is a text.
+    yield from _twice("images", [str(image["id"]) for image in images])
 
 
 def _annotations(content: Mapping[str, Any], *, annotated: bool) -> Iterator[str]:
@@ -87,8 +91,11 @@ def _annotations(content: Mapping[str, Any], *, annotated: bool) -> Iterator[str
     for annotation in annotations:
         named = isinstance(annotation.get("file_name"), str)
         if not named or not _are_objects(annotation.get("segments_info")):
-            shown = annotation.get("image_id")
-            yield f"the annotation of image {shown!r} has no file_name or segments_info; {_FORMAT}"
+            shown = f"{annotation.get('image_id')!r:.80}"
+            yield f"the annotation of image {shown} has no file_name or segments_info; {_FORMAT}"
+            return
+        if not _is_image_id(annotation.get("image_id")):
+            yield f"the annotation {annotation['file_name']} has no image_id; {_FORMAT}"
             return
     known = {image["id"] for image in content["images"]}
     ids = [annotation.get("image_id") for annotation in annotations]
@@ -108,11 +115,14 @@ def _segments(content: Mapping[str, Any], **_: Any) -> Iterator[str]:
     for annotation in content.get("annotations", []):
         for segment in annotation["segments_info"]:
             numbers = [segment.get(key) for key in ("id", "category_id", "area")]
-            if not all(isinstance(number, int) for number in numbers):
+            if not all(map(_is_whole, numbers)):
                 yield (
                     f"a segment of image {annotation['image_id']} has no whole number as id, "
-                    f"category_id or area: {segment!r}; {_FORMAT}"
+                    f"category_id or area: {segment!r:.200}; {_FORMAT}"
                 )
+                return
+            if segment.get("iscrowd", 0) not in (0, 1):
+                yield f"segment {segment['id']} must have an iscrowd of 0 or 1; {_FORMAT}"
                 return
 
 
@@ -127,3 +137,18 @@ def _twice(kind: str, ids: list[Any]) -> Iterator[str]:
 
 def _are_objects(entries: Any) -> bool:
     return isinstance(entries, list) and all(isinstance(entry, dict) for entry in entries)
+
+
+def _is_whole(value: Any) -> bool:
+    return type(value) is int and abs(value) < 1 << 63
+
+
+def _is_image_id(value: Any) -> bool:
+    return isinstance(value, str) or _is_whole(value)
+
+
+def _is_colour(value: Any) -> bool:
+    if not value:
+        return value in (None, [])
+    bytes_ = isinstance(value, list) and all(_is_whole(v) and 0 <= v <= 255 for v in value)
+    return bytes_ and len(value) == 3

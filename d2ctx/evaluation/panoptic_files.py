@@ -3,6 +3,8 @@
 import io
 import json
 import os
+import struct
+import zlib
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -16,6 +18,23 @@ from d2ctx.evaluation.panoptic_quality import CategoryCounts, add_counts, count_
 from d2ctx.files import write_bytes
 from d2ctx.wording import first_of, plural
 
+# Decoders of damaged images raise whatever they like.
+BROKEN_IMAGE = (
+    ArithmeticError,
+    AssertionError,
+    AttributeError,
+    EOFError,
+    Image.DecompressionBombError,
+    LookupError,
+    MemoryError,
+    OSError,
+    RuntimeError,
+    SyntaxError,
+    TypeError,
+    ValueError,
+    struct.error,
+    zlib.error,
+)
 WORKERS = min(8, os.cpu_count() or 1)
 
 
@@ -76,6 +95,8 @@ def read_ids(path: Path) -> np.ndarray:
     """
     again = "write it again"
     try:
+        if not path.is_file():  # a pipe would be waited for
+            raise FileNotFoundError(path)
         with Image.open(path) as image:
             mode = image.mode
             pixels = np.asarray(image)
@@ -83,7 +104,7 @@ def read_ids(path: Path) -> np.ndarray:
         raise BadPngError(path, "does not exist", "write one PNG for each annotation") from None
     except UnidentifiedImageError:
         raise BadPngError(path, "is no image", again) from None
-    except (OSError, SyntaxError, ValueError) as error:
+    except BROKEN_IMAGE as error:
         raise BadPngError(path, f"cannot be decoded ({error})", again) from None
     if mode != "RGB":
         reason = f"has mode {mode}, expected RGB with id = R + 256 G + 65536 B"
@@ -129,8 +150,9 @@ def read_json(path: Path) -> Any:
         return json.loads(path.read_bytes())
     except OSError as error:
         raise UserError(f"{path} cannot be read: {error.strerror}; mend the path") from None
-    except ValueError as error:
-        raise UserError(f"{path} is no valid json ({error}); write it again") from None
+    except (RecursionError, ValueError) as error:
+        reason = str(error).partition("\n")[0]
+        raise UserError(f"{path} is no valid json ({reason}); write it again") from None
 
 
 def panoptic_quality(

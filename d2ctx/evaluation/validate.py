@@ -98,7 +98,15 @@ def _truth(path: Path) -> dict[str, Any]:
     lists = [truth.get(key) for key in ("images", "categories")] if isinstance(truth, dict) else []
     if not (lists and all(isinstance(listed, list) for listed in lists)):
         raise UserError(f'{path} has no "images" and "categories"; give the json of the set')
+    fields = {"images": ("id", "width", "height"), "categories": ("id",)}
+    for key, names in fields.items():
+        if not all(_has_ids(entry, names) for entry in truth[key]):
+            raise UserError(f"{path}: {key} lack {', '.join(names)}; give the json of the set")
     return truth
+
+
+def _has_ids(entry: Any, names: Iterable[str]) -> bool:
+    return isinstance(entry, dict) and all(isinstance(entry.get(n), int | str) for n in names)
 
 
 def _write(args: argparse.Namespace) -> None:

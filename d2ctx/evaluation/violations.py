@@ -3,6 +3,7 @@
 Each function yields one line per violation.
 """
 
+import os
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -13,9 +14,12 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from d2ctx.evaluation.panoptic_files import WORKERS, BadPngError, read_ids
+from d2ctx.errors import UserError
+from d2ctx.evaluation.panoptic_files import BROKEN_IMAGE, WORKERS, BadPngError, read_ids
 from d2ctx.evaluation.panoptic_quality import disagreement
 
+_LARGEST = 1e300
+_MOST_BITS = 60
 MAX_DETECTIONS = 100  # per image: COCO's evaluation counts no more
 _TASK_FIELDS = {"bbox": ("bbox",), "segm": ("segmentation",), "both": ("bbox", "segmentation")}
 # Classes of Cityscapes that have instances and are evaluated.
@@ -39,10 +43,10 @@ def coco_violations(results: Any, truth: Mapping[str, Any], *, task: str) -> Ite
     images = {image["id"]: image for image in truth["images"]}
     categories = {category["id"] for category in truth["categories"]}
     for number, result in enumerate(results):
-        image = images.get(result.get("image_id"))
+        image = images.get(_id_of(result, "image_id"))
         for problem in _result_problems(result, image, categories, _TASK_FIELDS[task]):
             yield f"result {number}: {problem}"
-    counts = Counter(result.get("image_id") for result in results)
+    counts = Counter(_id_of(result, "image_id") for result in results)
     for image_id, count in counts.items():
         if count > MAX_DETECTIONS:
             yield f"image {image_id}: {count} results, at most {MAX_DETECTIONS} are counted"
@@ -52,23 +56,30 @@ def _result_problems(
     result: Mapping[str, Any], image: Any, categories: set, fields: Sequence[str]
 ) -> Iterator[str]:
     if image is None:
-        yield f"image_id {result.get('image_id')!r} is not in the set"
-    if result.get("category_id") not in categories:
+        yield f"image_id {result.get('image_id')!r:.80} is not in the set"
+    if _id_of(result, "category_id") not in categories:
         yield (
-            f"category_id {result.get('category_id')!r} is not in the set; write the set's own "
+            f"category_id {result.get('category_id')!r:.80} is not in the set; write the set's own "
             "ids, not the model's numbers"
         )
     score = result.get("score")
     if not _is_number(score) or not 0 <= score <= 1:
-        yield f"score {score!r} is no number from 0 to 1"
+        yield f"score {score!r:.80} is no number from 0 to 1"
     if "bbox" in fields and not _is_box(result.get("bbox")):
-        yield f"bbox {result.get('bbox')!r} is not [x, y, width, height]"
+        yield f"bbox {result.get('bbox')!r:.80} is not [x, y, width, height]"
     if "segmentation" in fields:
         yield from _mask_problems(result.get("segmentation"), image)
 
 
+def _id_of(entry: Mapping[str, Any], key: str) -> int | str | None:
+    """An id, None where there is no such thing."""
+    value = entry.get(key)
+    return value if isinstance(value, int | str) and not isinstance(value, bool) else None
+
+
 def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and isfinite(value)
+    plain = isinstance(value, int | float) and not isinstance(value, bool)
+    return plain and abs(value) < _LARGEST  # false of NaN, too
 
 
 def _is_box(box: Any) -> bool:
@@ -88,7 +99,7 @@ def _mask_problems(mask: Any, image: Mapping[str, Any] | None) -> Iterator[str]:
         return
     size = [image["height"], image["width"]]
     if mask.get("size") != size:
-        yield f"segmentation size {mask.get('size')} is not [height, width] = {size}"
+        yield f"segmentation size {mask.get('size')!r:.80} is not [height, width] = {size}"
         return
     runs = run_lengths(mask["counts"])
     if runs is None or min(runs, default=0) < 0 or sum(runs) != size[0] * size[1]:
@@ -112,6 +123,8 @@ def run_lengths(counts: str) -> list[int] | None:
     for character in counts:
         bits = ord(character) - 48
         if not 0 <= bits < 64:
+            return None
+        if shift > _MOST_BITS:  # of a run longer than any image
             return None
         value |= (bits & 31) << shift
         shift += 5
@@ -144,7 +157,7 @@ def panoptic_violations(
         return
     images = {image["id"]: image for image in truth["images"]}
     categories = frozenset(category["id"] for category in truth["categories"])
-    counts = Counter(annotation.get("image_id") for annotation in annotations)
+    counts = Counter(_id_of(annotation, "image_id") for annotation in annotations)
     yield from (f"image {i}: no entry" for i in images if i not in counts)
     yield from (f"image {i}: {n} entries" for i, n in counts.items() if n > 1)
     yield from (f"image {i!r} is not in the set" for i in counts if i not in images)
@@ -154,7 +167,7 @@ def panoptic_violations(
 
     with ThreadPoolExecutor(workers) as pool:
         yield from filter(None, pool.map(check, annotations))
-    listed = {annotation.get("file_name") for annotation in annotations}
+    listed = {str(annotation.get("file_name")) for annotation in annotations}
     for path in sorted(pngs.glob("*")):
         if path.name not in listed:
             yield f"{path.name}: in the folder, but not in the json"
@@ -165,12 +178,15 @@ def _panoptic_problem(
 ) -> str:
     name, segments = annotation.get("file_name"), annotation.get("segments_info")
     if not isinstance(name, str) or not _are_segments(segments):
-        return f"image {annotation.get('image_id')!r}: no file_name, or segments without whole ids"
+        shown = f"{annotation.get('image_id')!r:.80}"
+        return f"image {shown}: no file_name, or segments without whole ids"
+    if not _is_inside(pngs / name, pngs):
+        return f"{name} does not lie in {pngs}"
     try:
         ids = read_ids(pngs / name)
     except BadPngError as error:
         return f"{name}: {error.reason}"
-    image = images.get(annotation.get("image_id"))
+    image = images.get(_id_of(annotation, "image_id"))
     if image and ids.shape != (image["height"], image["width"]):
         expected = f"{image['width']}x{image['height']}"
         return f"{name}: {ids.shape[1]}x{ids.shape[0]} pixels, expected {expected}"
@@ -180,9 +196,18 @@ def _panoptic_problem(
 
 def _are_segments(segments: Any) -> bool:
     return isinstance(segments, list) and all(
-        isinstance(s, dict) and all(isinstance(s.get(k), int) for k in ("id", "category_id"))
+        isinstance(s, dict) and all(type(s.get(k)) is int for k in ("id", "category_id"))
         for s in segments
     )
+
+
+def _is_inside(path: Path, folder: Path) -> bool:
+    """Whether a path that somebody else wrote leads to a place in a folder."""
+    try:
+        # Other than `Path.resolve`, it ends on links that lead to themselves.
+        return Path(os.path.realpath(path)).is_relative_to(os.path.realpath(folder))
+    except ValueError:  # a zero byte
+        return False
 
 
 def cityscapes_violations(folder: Path, images: Mapping[str, Path]) -> Iterator[str]:
@@ -201,16 +226,28 @@ def cityscapes_violations(folder: Path, images: Mapping[str, Path]) -> Iterator[
         if len(mine) != 1:
             yield f"{name}: {len(mine)} files match {name}*.txt, expected one"
         for path in mine:
-            with Image.open(image) as opened:
-                size = opened.size
+            size = _size_of(image)
             yield from _text_problems(path, folder, size)
     for path in texts:
         if not any(path.name.startswith(name) for name in images):
             yield f"{path.relative_to(folder)}: belongs to no image of the split"
 
 
+def _size_of(image: Path) -> tuple[int, int]:
+    try:
+        with Image.open(image) as opened:
+            return opened.size
+    except BROKEN_IMAGE as error:
+        raise UserError(f"{image} cannot be read ({error}); copy it again") from None
+
+
 def _text_problems(text: Path, folder: Path, size: tuple[int, int]) -> Iterator[str]:
-    lines, shown = text.read_text().splitlines(), text.relative_to(folder)
+    shown = text.relative_to(folder)
+    try:
+        lines = text.read_text(encoding="utf-8").splitlines()
+    except (OSError, ValueError) as error:
+        yield f"{shown} is no text ({error})"
+        return
     for number, line in enumerate(lines, start=1):
         for problem in _line_problems(line, text, folder, size):
             yield f"{shown}, line {number}: {problem}"
@@ -225,7 +262,7 @@ def _line_problems(line: str, text: Path, folder: Path, size: tuple[int, int]) -
         yield f"{line!r} is not: mask.png labelID confidence"
         return
     mask, label, confidence = parts
-    if not label.isdigit() or int(label) not in _CITYSCAPES_LABELS:
+    if label not in map(str, _CITYSCAPES_LABELS):
         yield f"labelID {label} is not one of {sorted(_CITYSCAPES_LABELS)} (not the trainId)"
     try:
         finite = isfinite(float(confidence))
@@ -233,22 +270,23 @@ def _line_problems(line: str, text: Path, folder: Path, size: tuple[int, int]) -
         finite = False
     if not finite:
         yield f"confidence {confidence} is no number"
-    path = (text.parent / mask).resolve()
-    if PurePosixPath(mask).is_absolute() or not path.is_relative_to(folder.resolve()):
+    path = text.parent / mask
+    if PurePosixPath(mask).is_absolute() or not _is_inside(path, folder):
         yield f"{mask} does not lie in {folder}"
         return
     yield from _mask_file_problems(path, mask, size)
 
 
 def _mask_file_problems(path: Path, shown: str, size: tuple[int, int]) -> Iterator[str]:
-    try:
-        with Image.open(path) as image:
-            image.load()
-            mode, found = image.mode, image.size
-    except FileNotFoundError:
+    if not path.is_file():
         yield f"{shown} does not exist"
         return
-    except (OSError, SyntaxError, ValueError) as error:
+    try:
+        with Image.open(path) as image:
+            mode, found = image.mode, image.size
+            if found == size:
+                image.load()
+    except BROKEN_IMAGE as error:
         yield f"{shown} cannot be decoded ({error})"
         return
     if mode not in ("L", "1"):

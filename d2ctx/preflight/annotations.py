@@ -7,9 +7,12 @@ from enum import Enum
 from math import isfinite
 from typing import Any
 
+from d2ctx.evaluation.violations import run_lengths
 from d2ctx.preflight.coco_json import CocoFile
 from d2ctx.preflight.findings import Findings
 from d2ctx.wording import first_of, plural
+
+_FAR = 10
 
 
 class Problem(Enum):
@@ -46,9 +49,25 @@ class Problem(Enum):
         "are run-length masks, which INPUT.MASK_FORMAT polygon cannot hold",
         'set INPUT.MASK_FORMAT "bitmask"',
     )
-    NO_AREA = ("have no area or iscrowd, which the evaluation needs", "write both")
+    RLE_COUNTS = (
+        "have a run-length mask whose counts do not decode to the size of the image",
+        "write the counts again",
+    )
+    NO_CROWD = ("have an iscrowd that is neither 0 nor 1", "write one of them")
+    NO_AREA = (
+        "have no area or iscrowd, which the evaluation needs",
+        "write both, area as a number of pixels",
+    )
     ID_ZERO = ("have the id 0, which COCO's evaluation never counts as found", "")
     EMPTY_BOX = ("have an empty box, or one outside the image; Detectron2 skips them", "")
+    SHORT_FIRST = (
+        "begin with a polygon of fewer than three points, which COCO's evaluation takes for a box",
+        "remove that polygon",
+    )
+    FAR_POLYGON = (
+        "have a polygon that reaches more than ten image sizes beyond the image",
+        "write points in pixels of the image",
+    )
     SHORT_POLYGON = ("lose a polygon of fewer than three points", "")
 
 
@@ -89,9 +108,11 @@ def check_annotations(file: CocoFile, wanted: Wanted, findings: Findings) -> Non
 def _problems(annotation: dict[str, Any], file: CocoFile, wanted: Wanted) -> Iterator[Problem]:
     if annotation["category_id"] not in file.category_ids:
         yield Problem.NO_CATEGORY
-    if annotation.get("ignore"):
+    if annotation.get("ignore", 0) != 0:
         yield Problem.IGNORE
-    if wanted.evaluation and not {"area", "iscrowd"} <= annotation.keys():
+    if annotation.get("iscrowd", 0) not in (0, 1):
+        yield Problem.NO_CROWD
+    if wanted.evaluation and not ("iscrowd" in annotation and _is_area(annotation.get("area"))):
         yield Problem.NO_AREA
     if wanted.evaluation and annotation["id"] == 0:
         yield Problem.ID_ZERO
@@ -124,10 +145,10 @@ def _mask_problems(
         if wanted.polygons and not crowd and not broken:
             yield Problem.RLE_FORMAT
     elif isinstance(mask, list) and mask:
-        yield from _polygon_problems(mask)
+        yield from _polygon_problems(mask, image, wanted)
     elif mask:
         yield Problem.NO_FORM
-    elif not crowd:
+    elif not crowd or wanted.evaluation:
         yield Problem.NO_MASK
 
 
@@ -137,11 +158,25 @@ def _run_length_problems(mask: dict[str, Any], image: dict[str, Any]) -> Iterato
         yield Problem.NO_FORM
     elif size != [image["height"], image["width"]]:
         yield Problem.RLE_SIZE
-    elif isinstance(counts, list) and sum(counts) != image["height"] * image["width"]:
-        yield Problem.RLE_SIZE
+    elif not _covers(counts, image["height"] * image["width"]):
+        yield Problem.RLE_COUNTS
 
 
-def _polygon_problems(polygons: list[Any]) -> Iterator[Problem]:
+def _covers(counts: list[Any] | str, pixels: int) -> bool:
+    """Whether run lengths stand for so many pixels; others would be read beyond their end."""
+    runs = run_lengths(counts) if isinstance(counts, str) else counts
+    if runs is None or any(type(run) is not int or run < 0 for run in runs):
+        return False
+    return sum(runs) == pixels
+
+
+def _is_area(value: Any) -> bool:
+    return isinstance(value, int | float) and _all_finite([value]) and value >= 0
+
+
+def _polygon_problems(
+    polygons: list[Any], image: dict[str, Any], wanted: Wanted
+) -> Iterator[Problem]:
     if any(not isinstance(polygon, list) for polygon in polygons):
         yield Problem.NO_FORM
         return
@@ -151,11 +186,19 @@ def _polygon_problems(polygons: list[Any]) -> Iterator[Problem]:
     short = sum(len(polygon) < 6 for polygon in polygons)
     if short:
         yield Problem.NO_POLYGON if short == len(polygons) else Problem.SHORT_POLYGON
+        if wanted.evaluation and len(polygons[0]) < 6 and short < len(polygons):
+            yield Problem.SHORT_FIRST
+    # Drawing walks along every edge, however long.
+    most = _FAR * max(image["width"], image["height"])
+    if any(
+        max(polygon, default=0) > most or min(polygon, default=0) < -most for polygon in polygons
+    ):
+        yield Problem.FAR_POLYGON
 
 
 def _all_finite(values: list[Any]) -> bool:
     """Whether all are numbers; a sum finds the odd one out at the speed of C."""
     try:
         return isfinite(sum(values))
-    except TypeError:
+    except (OverflowError, TypeError):
         return False

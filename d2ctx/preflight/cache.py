@@ -45,7 +45,8 @@ class CheckedFiles:
             entries = json.loads(file.read_bytes())
         except (OSError, ValueError):
             entries = None
-        return cls(file, entries if isinstance(entries, dict) else {})
+        known = entries.items() if isinstance(entries, dict) else ()
+        return cls(file, {n: e for n, e in known if isinstance(e, list) and len(e) == 5})
 
     def size_of(self, name: str, state: FileState, *, decoded: bool) -> tuple[int, int] | None:
         """Width and height of an unchanged file; None where it must be read.

@@ -42,7 +42,7 @@ def read_coco(source: Source, findings: Findings) -> CocoFile | None:
         The file, or None where it is too broken to check further.
     """
     content = _parse(source, findings)
-    if content is None:
+    if content is _BROKEN:
         return None
     problems = list(_shape_problems(content, needs_annotations=source.train))
     if not problems:
@@ -75,9 +75,11 @@ def _parse(source: Source, findings: Findings) -> Any:
         )
     except UnicodeDecodeError as error:
         findings.errors.append(f"{where} is no text: {error}; write it as UTF-8")
+    except (RecursionError, ValueError) as error:  # too deep, or a number of thousands of digits
+        findings.errors.append(f"{where} is no valid json: {error}; write the file again")
     except OSError as error:
         findings.errors.append(f"{where} cannot be read: {error.strerror}; {source.fix('JSON')}")
-    return None
+    return _BROKEN
 
 
 def _shape_problems(content: Any, *, needs_annotations: bool) -> Iterable[str]:
@@ -96,16 +98,20 @@ def _shape_problems(content: Any, *, needs_annotations: bool) -> Iterable[str]:
         yield 'the list "categories" is empty; name at least one class'
 
 
+_BROKEN = object()  # other than null, which is json
+_LARGEST = 2**63 - 1  # numpy and COCO's evaluation hold ids in 64 bits
+
+
 def _is_image_id(value: Any) -> bool:
-    return isinstance(value, int | str)
+    return isinstance(value, str) or _is_id(value)
 
 
 def _is_id(value: Any) -> bool:
-    return isinstance(value, int)
+    return type(value) is int and abs(value) <= _LARGEST
 
 
 def _is_size(value: Any) -> bool:
-    return isinstance(value, int) and value > 0
+    return type(value) is int and 0 < value <= _LARGEST
 
 
 def _is_name(value: Any) -> bool:
@@ -124,7 +130,7 @@ def _entry_problems(kind: str, entries: list[Any], fields: Mapping[str, Any]) ->
     for field, is_valid in fields.items():
         bad = [i for i, entry in enumerate(entries) if not is_valid(entry.get(field))]
         if bad:
-            shown = f"number {bad[0]} has {entries[bad[0]].get(field)!r}"
+            shown = f"number {bad[0]} has {entries[bad[0]].get(field)!r:.80}"
             yield f'{len(bad)} of {len(entries)} {kind} have no valid "{field}" ({shown})'
             return
     counts = Counter(entry["id"] for entry in entries)

@@ -7,12 +7,14 @@ from dataclasses import dataclass
 
 from PIL import Image, UnidentifiedImageError
 
+from d2ctx.evaluation.panoptic_files import BROKEN_IMAGE
 from d2ctx.preflight.cache import CheckedFiles, FileState
 from d2ctx.preflight.coco_json import CocoFile
 from d2ctx.preflight.findings import Findings
 from d2ctx.wording import first_of, plural
 
-_ORIENTATION = 0x0112  # EXIF tag; values of 5 and more lay the image on its side
+_ORIENTATION = 0x0112  # EXIF tag
+_ON_ITS_SIDE = (5, 6, 7, 8)
 _WORKERS = 8
 # After an error elsewhere, larger data sets are not decoded before it is mended.
 _CHEAP = 2000
@@ -69,9 +71,8 @@ def _examine(image: dict, *, root: str, decode: bool, checked: CheckedFiles) -> 
         return _Outcome(name, absent=True)
     except UnidentifiedImageError:
         return _Outcome(name, unreadable="no known image format")
-    # PIL raises SyntaxError on broken PNG chunks and its own errors on absurd sizes.
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        return _Outcome(name, unreadable=str(error))
+    except BROKEN_IMAGE as error:
+        return _Outcome(name, unreadable=str(error) or type(error).__name__)
     return _Outcome(name, expected=expected, size=size)
 
 
@@ -86,18 +87,35 @@ def read_size(path: str, *, decode: bool) -> tuple[int, int]:
         Width, height.
 
     Raises:
-        OSError: If the file is absent, truncated or no image.
+        OSError: If the file is absent, truncated or no image; decoders raise others as well, see
+            `BROKEN_IMAGE`.
+        ValueError: If it has more than 8 bits per channel, which Detectron2 would clip, or is
+            PostScript.
     """
+    if not os.path.isfile(path):  # a pipe would be waited for
+        raise FileNotFoundError(path)
     with Image.open(path) as image:
         width, height = image.size
+        if image.format == "EPS":
+            raise ValueError("a program, which would be run to draw it")
+        if image.mode.startswith(("I", "F")):
+            raise ValueError(f"mode {image.mode} has more than 8 bits per channel")
         if decode:
             # JPEG can decode at 1/8 of the size: the whole stream is read, most arithmetic saved.
             image.draft("L", (max(width // 8, 1), max(height // 8, 1)))
             image.load()
         # PNG decodes everything to look for EXIF behind the pixels.
         look = decode or image.format != "PNG" or "exif" in image.info
-        turned = look and image.getexif().get(_ORIENTATION, 1) >= 5
+        turned = look and lies_on_its_side(image)
     return (height, width) if turned else (width, height)
+
+
+def lies_on_its_side(image: Image.Image) -> bool:
+    """Whether Detectron2 turns an image, or a label map, by a quarter, as its EXIF asks."""
+    try:
+        return image.getexif().get(_ORIENTATION, 1) in _ON_ITS_SIDE
+    except BROKEN_IMAGE:  # Detectron2 then takes it as it is, too
+        return False
 
 
 def _report_absent(file: CocoFile, names: Sequence[str], findings: Findings) -> None:

@@ -1,5 +1,6 @@
 """Checks of the label maps that the semantic branch of Hybrid Task Cascade learns from."""
 
+import os
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -7,11 +8,13 @@ from typing import Any
 
 import numpy as np
 from detectron2.config import CfgNode
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
 from d2ctx.datasets import label_map
+from d2ctx.evaluation.panoptic_files import BROKEN_IMAGE
 from d2ctx.preflight.coco_json import CocoFile
 from d2ctx.preflight.findings import Findings
+from d2ctx.preflight.images import lies_on_its_side
 from d2ctx.preflight.sources import Source
 from d2ctx.wording import first_of, plural
 
@@ -77,11 +80,13 @@ def _problem(
     """Kind and example of what is wrong with an image's map; None where nothing is."""
     name = image["file_name"]
     try:
+        if not os.path.isfile(label_map(root, name)):  # a pipe would be waited for
+            return "absent", name
         with Image.open(label_map(root, name)) as found:
             return next(_differences(image, found, labels, node), None)
     except FileNotFoundError:
         return "absent", name
-    except (UnidentifiedImageError, OSError, SyntaxError, ValueError) as error:
+    except BROKEN_IMAGE as error:
         return "unreadable", f"{name}: {error}"
 
 
@@ -89,11 +94,12 @@ def _differences(
     image: dict[str, Any], found: Image.Image, labels: bool, node: CfgNode
 ) -> Iterator[tuple[str, str]]:
     name, size = image["file_name"], (image["width"], image["height"])
+    shown = found.size[::-1] if lies_on_its_side(found) else found.size
     if found.mode != "L":
         # Detectron2 would turn colours, also those of a palette, into brightness.
         yield "of another kind", f"{name}: mode {found.mode}"
-    if found.size != size:
-        yield "of another size than the image", f"{name}: {found.size} instead of {size}"
+    if shown != size:
+        yield "of another size than the image", f"{name}: {shown} instead of {size}"
     if labels:
         values = np.unique(np.asarray(found))
         values = values[(values >= node.NUM_CLASSES) & (values != node.IGNORE_VALUE)]

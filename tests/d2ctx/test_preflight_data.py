@@ -131,7 +131,7 @@ RLE = {"size": [32, 32], "counts": [0, 32 * 32]}
         ),
         (
             {"segmentation": {**RLE, "counts": [5]}, "iscrowd": 1},
-            "have a run-length mask of another size than the image (id 4)",
+            "whose counts do not decode to the size of the image (id 4)",
         ),
     ],
 )

@@ -51,6 +51,9 @@ STRANGE = {
 }
 
 
+ODD = ("nowhere", "itself", "pipe", "folder")
+
+
 @dataclass(frozen=True)
 class Intact:
     """A picture that reads, to be damaged."""
@@ -155,7 +158,7 @@ def put(path: Path, content: bytes) -> Path:
 def odd_entries(folder: Path) -> dict[str, Path]:
     """What a folder can hold under the name of a picture that is no file."""
     folder.mkdir(parents=True)
-    entries = {name: folder / f"{name}.png" for name in ("nowhere", "itself", "pipe", "folder")}
+    entries = {name: folder / f"{name}.png" for name in ODD}
     entries["nowhere"].symlink_to(folder / "gone.png")
     entries["itself"].symlink_to(entries["itself"])
     os.mkfifo(entries["pipe"])

@@ -161,7 +161,7 @@ def test_inserted_bytes_read_or_are_refused(place, case, middle, at):
 
 
 @pytest.mark.timeout(20)
-@pytest.mark.parametrize("name", ["nowhere", "itself", "pipe", "folder"])
+@pytest.mark.parametrize("name", images.ODD)
 def test_what_is_no_file_is_refused_at_once(tmp_path, name):
     entry = images.odd_entries(tmp_path / "odd")[name]
     _, problem = read(entry)
