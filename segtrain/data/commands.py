@@ -2,6 +2,7 @@
 
 import argparse
 import sys
+from pathlib import Path
 
 from segtrain.data.inspect_commands import add_check, add_prepare, add_show, add_stats
 
@@ -13,13 +14,28 @@ _SYNTH_EPILOG = """formats:
                   semantic_{train,val}/ with one category id per pixel
   folder          images/{train,val}/, masks/{train,val}/ with class numbers, classes.txt
 
+tasks (format folder, square, 64 pixels unless said otherwise):
+TASKS
+
 The same seed gives the same files. Running the same command again changes nothing.
 
 examples:
   segtrain data synth --out scenes --format coco --num 200 --seed 0
   segtrain data synth --out wide --format coco-panoptic --num 40 --size 384x256 --workers 2
   segtrain data synth --out masks --format folder --num 400 --val-fraction 0.1
+  segtrain data synth --out far --task far --num 2000
 """
+
+
+# What `--help` says; the tasks themselves are not imported for it.
+_TASKS = {
+    "far": "the colour of a ring in a far corner is the class of all discs",
+    "whole": "the direction of broad waves around a disc is the class of the dots on it",
+    "detail": "lines of one pixel in its core are the class of a large disc",
+    "boundary": "one object with a wavy outline",
+    "scene": "whether the colours of squares and stars go together is the class of all discs",
+    "local": "a control: the discs wear the colour of their class",
+}
 
 
 def add_commands(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
@@ -40,24 +56,29 @@ def add_synth(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -
     Args:
         commands: the sub-parsers of `data`.
     """
+    told = (f"  {name:15} {about}" for name, about in _TASKS.items())
     parser = commands.add_parser(
         "synth",
         help="draw scenes with exact semantic, instance and panoptic truth",
         description="Draw scenes of textured shapes with exact ground truth.",
-        epilog=_SYNTH_EPILOG,
+        epilog=_SYNTH_EPILOG.replace("TASKS", "\n".join(told)),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--out", required=True, metavar="DIR", help="directory to make")
     parser.add_argument(
         "--format",
         choices=("coco", "coco-panoptic", "folder"),
-        default="coco",
-        help="layout (default: coco)",
+        help="layout (default: coco; folder for tasks)",
+    )
+    parser.add_argument(
+        "--task",
+        choices=tuple(_TASKS),
+        help="instead of scenes, small images whose answer needs one mechanism",
     )
     parser.add_argument("--num", type=int, required=True, metavar="N", help="number of images")
     parser.add_argument("--seed", type=int, default=0, metavar="S", help="seed (default: 0)")
     parser.add_argument(
-        "--size", type=_size, default=(256, 256), metavar="SIDE|WxH", help="pixels (default: 256)"
+        "--size", type=_size, metavar="SIDE|WxH", help="pixels (default: 256; 64 for tasks)"
     )
     parser.add_argument(
         "--val-fraction",
@@ -91,14 +112,16 @@ def run_synth(args: argparse.Namespace) -> int:
     Raises:
         ValueError: for anything the user can correct.
     """
-    from segtrain.data.synthetic.writers import holds_request, split_of, write_dataset
+    if args.task:
+        return _run_task(args)
+    from segtrain.data.synthetic.writers import holds_request, write_dataset
 
     request = {
         "out": args.out,
-        "fmt": args.format,
+        "fmt": args.format or "coco",
         "num": args.num,
         "seed": args.seed,
-        "size": args.size,
+        "size": args.size or (256, 256),
         "val_fraction": args.val_fraction,
     }
     if not args.overwrite and holds_request(**request):
@@ -111,11 +134,48 @@ def run_synth(args: argparse.Namespace) -> int:
         )
     finally:
         line.close()
+    _print_written(args, request["fmt"], out)
+    return 0
+
+
+def _run_task(args: argparse.Namespace) -> int:
+    """Run `data synth --task`."""
+    from segtrain.data.synthetic.tasks.writer import holds_task, write_task
+
+    width, height = args.size or (64, 64)
+    if args.format not in (None, "folder"):
+        raise ValueError(f"--task: expected --format folder, got {args.format}; leave it out")
+    if width != height:
+        raise ValueError(f"--task: expected a square, got {width}x{height}; use --size {width}")
+    if args.workers:
+        raise ValueError(f"--task: expected no --workers, got {args.workers}; leave it out")
+    request = {
+        "out": args.out,
+        "task": args.task,
+        "num": args.num,
+        "seed": args.seed,
+        "side": width,
+        "val_fraction": args.val_fraction,
+    }
+    if not args.overwrite and holds_task(**request):
+        print(f"already there: {args.out}")
+        return 0
+    line = _ProgressLine()
+    try:
+        out = write_task(**request, overwrite=args.overwrite, progress=line.show)
+    finally:
+        line.close()
+    _print_written(args, args.task, out)
+    return 0
+
+
+def _print_written(args: argparse.Namespace, kind: str, out: Path) -> None:
+    from segtrain.data.synthetic.writers import split_of
+
     num_val = sum(
         split_of(index=k, val_fraction=args.val_fraction) == "val" for k in range(args.num)
     )
-    print(f"wrote {args.num - num_val} train and {num_val} val images ({args.format}) to {out}")
-    return 0
+    print(f"wrote {args.num - num_val} train and {num_val} val images ({kind}) to {out}")
 
 
 class _ProgressLine:

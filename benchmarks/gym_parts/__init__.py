@@ -1,0 +1,1 @@
+"""The context gym: images, networks and their twins, training, statistics, report."""
