@@ -5,6 +5,7 @@ and nothing here communicates.
 """
 
 import os
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
@@ -14,7 +15,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from segtrain.watch import Watch, connected
+from segtrain.errors import UserError
+from segtrain.watch import EXIT_CODE, Watch, connected, lost
 
 # Torch's own limit says nothing of use; ours, which names a process, comes before it.
 _LONGEST_WAIT = timedelta(minutes=60)
@@ -125,7 +127,7 @@ def process_group() -> Iterator[torch.device]:
     backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
     dist.init_process_group(backend, timeout=_LONGEST_WAIT)
     try:
-        with _watched():
+        with _watched(), _ends_explained():
             yield device
     finally:
         dist.destroy_process_group()
@@ -140,6 +142,26 @@ def _watched() -> Iterator[None]:
     finally:
         _watch.stop()
         _watch = None
+
+
+@contextmanager
+def _ends_explained() -> Iterator[None]:
+    """Name a process that has ended, where the connection to it breaks off."""
+    try:
+        yield
+    except RuntimeError as error:
+        gone = _watch.gone() if _watch is not None and _is_broken_off(error) else []
+        if not gone:
+            raise
+        if rank() != min(set(range(world_size())) - set(gone)):
+            sys.exit(EXIT_CODE)  # another one tells
+        raise UserError(lost(gone)) from error
+
+
+def _is_broken_off(error: RuntimeError) -> bool:
+    """Whether an error is one of a connection to another process."""
+    kinds = (dist.DistBackendError, dist.DistNetworkError)
+    return isinstance(error, kinds) or "gloo/transport" in str(error)
 
 
 def came_to(place: str) -> None:

@@ -114,6 +114,23 @@ class Watch:
         """Seconds from look to look."""
         return min(_LONGEST, self.patience / _LOOKS)
 
+    def gone(self) -> list[int]:
+        """Ask who is still there; takes as long as the slowest may need to answer.
+
+        Returns:
+            Ranks of processes that are not; 0, where the store that it kept is not either.
+        """
+        missing = set(range(self._world)) - {self._rank}
+        end = time.monotonic() + _GRACE * self.interval
+        try:
+            self._store.set("who", "")
+            while missing and time.monotonic() < end:
+                missing = {rank for rank in missing if not self._store.check([f"here{rank}"])}
+                time.sleep(self.interval / 20)
+        except RuntimeError:
+            return [0]
+        return sorted(missing)
+
     def _ask_on(self) -> None:
         """Tell the store about this process and ask it about all, again and again."""
         while not self._over.wait(self.interval):
@@ -130,6 +147,8 @@ class Watch:
         for rank in set(range(self._world)) - {self._rank}:
             if self._store.check([f"sign{rank}"]):
                 self._found[rank] = Sign(*json.loads(self._store.get(f"sign{rank}")))
+        if self._store.check(["who"]):
+            self._store.set(f"here{self._rank}", "")
         self._decided = self._store.check(["verdict"])
 
     def _wait_on(self) -> None:
@@ -199,6 +218,23 @@ def verdict(found: Sequence[Sign], patience: float) -> str:
     lost = " and ".join(f"process {rank} (last seen at {found[rank].place})" for rank in missing)
     others = plural(len(found) - len(missing), "process")
     return f"{lost} did not arrive, {others} waited for it at {waiting.place}: {waited}; {fix}"
+
+
+def lost(gone: Sequence[int]) -> str:
+    """One line about processes that have ended.
+
+    Args:
+        gone: Their ranks.
+
+    Returns:
+        Who, why perhaps, and what to do.
+    """
+    who = " and ".join(f"process {rank}" for rank in gone)
+    return (
+        f"{who} ended before the run did, so all do; if it said nothing, it was killed, most "
+        "often because memory was short: free some, then go on from the last checkpoint with: "
+        "segtrain resume RUN"
+    )
 
 
 def _no_answer(patience: float) -> str:

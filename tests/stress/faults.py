@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 
-PHASES = ("start", "step", "evaluate", "save", "end")
+PHASES = ("start", "step", "evaluate", "save", "between")
 
 
 def one_thread() -> None:
@@ -27,20 +27,37 @@ def tell_phase(path: str) -> None:
     """Keep the number of the current phase of `PHASES` as the one byte of a file, which exists."""
     from segtrain.train import loop
 
-    byte = _shared_byte(Path(path))
+    during = _marked(Path(path))
+    loop.Run.update = during("step", loop.Run.update)  # type: ignore[method-assign]
+    loop.Run.evaluate = during("evaluate", loop.Run.evaluate)  # type: ignore[method-assign]
+    loop.save_checkpoint = during("save", loop.save_checkpoint)
+
+
+def tell_phase_d2(path: str) -> None:
+    """As `tell_phase`, for d2ctx."""
+    from d2ctx import trainer
+    from d2ctx.recovery.hooks import Checkpoints
+
+    during, ours = _marked(Path(path)), trainer.Trainer
+    ours.run_step = during("step", ours.run_step)  # type: ignore[method-assign]
+    ours._evaluate = during("evaluate", ours._evaluate)  # type: ignore[method-assign]
+    Checkpoints._write = during("save", Checkpoints._write)  # type: ignore[method-assign]
+
+
+def _marked(path: Path) -> Callable[[str, Callable[..., Any]], Callable[..., Any]]:
+    """What makes of a phase and a function one that tells when it runs."""
+    byte = _shared_byte(path)
 
     def during(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
         def called(*arguments: Any, **keywords: Any) -> Any:
-            before, byte[0] = byte[0], PHASES.index(name)
+            byte[0] = PHASES.index(name)
             result = function(*arguments, **keywords)
-            byte[0] = max(before, PHASES.index("step"))
+            byte[0] = PHASES.index("between")
             return result
 
         return called
 
-    loop.Run.update = during("step", loop.Run.update)  # type: ignore[method-assign]
-    loop.Run.evaluate = during("evaluate", loop.Run.evaluate)  # type: ignore[method-assign]
-    loop.save_checkpoint = during("save", loop.save_checkpoint)
+    return during
 
 
 def _shared_byte(path: Path) -> mmap.mmap:
@@ -103,3 +120,8 @@ def fail_in_update(number: int, error: str) -> None:
         return update(*arguments)
 
     loop.Run.update = failing  # type: ignore[method-assign]
+
+
+def environment(**variables: str) -> None:
+    """Variables of the environment; the rank and number of processes among them."""
+    os.environ.update(variables)

@@ -46,7 +46,7 @@ class Run:
             self.code = self.forks.ask({"poll": self.pid})
         return self.code is not None
 
-    def wait(self, timeout: float = 120) -> int:
+    def wait(self, timeout: float = 600) -> int:
         """Exit code of a program that ends by itself."""
         end = time.monotonic() + timeout
         while not self.ended():

@@ -16,6 +16,8 @@ from segtrain.train.journal import Journal
 from tests.stress.kills import Trainer, assert_same_run, check_after_kill
 from tests.stress.test_kills import killed_at
 
+pytestmark = pytest.mark.timeout(1800)  # a minute or two on an idle machine
+
 _YEARS = 10 * 365 * 24 * 3600.0
 
 

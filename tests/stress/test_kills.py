@@ -10,6 +10,8 @@ import pytest
 
 from tests.stress.kills import Killer, Trainer, assert_same_run, check_after_kill
 
+pytestmark = pytest.mark.timeout(1800)  # a minute or two on an idle machine
+
 # Changes of files at which a run once could not go on, or not as before: a folder for checkpoints
 # without any, weights without a state, a state without weights, an evaluation in the journal alone.
 FEW = (
