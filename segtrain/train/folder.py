@@ -29,6 +29,7 @@ FREE = (
     "train.checkpoint_every",
     "train.keep",
     "train.log_every",
+    "train.on_nonfinite",
     "train.parallel",
     "train.timeout_minutes",
     "train.tensorboard",
@@ -77,11 +78,14 @@ def start_folder(folder: Path, config: RunConfig, *, device: torch.device) -> No
     write_text(folder / ENVIRONMENT_NAME, environment(device))
 
 
-def read_folder(folder: Path) -> tuple[RunConfig, dict[str, Any]]:
+def read_folder(
+    folder: Path, *, notes: list[str] | None = None
+) -> tuple[RunConfig, dict[str, Any]]:
     """Read what a run needs to go on.
 
     Args:
         folder: Of the run.
+        notes: Gets a line where a checkpoint is damaged and an older one is taken.
 
     Returns:
         Its configuration and its newest checkpoint.
@@ -89,13 +93,28 @@ def read_folder(folder: Path) -> tuple[RunConfig, dict[str, Any]]:
     Raises:
         UserError: If it is no run, has no checkpoint, or its configuration was changed.
     """
+    config = read_config(folder)
+    state = load_checkpoint(folder, notes=notes)
+    check_unchanged(state["config"], config, folder / CONFIG_NAME)
+    return config, state
+
+
+def read_config(folder: Path) -> RunConfig:
+    """Read the configuration of a run.
+
+    Args:
+        folder: Of the run.
+
+    Returns:
+        The configuration.
+
+    Raises:
+        UserError: If it is no run.
+    """
     path = folder / CONFIG_NAME
     if not path.is_file():
         raise UserError(f"{folder} is no run, it has no {CONFIG_NAME}; name the output of a run")
-    config = load_config(path)
-    state = load_checkpoint(folder)
-    check_unchanged(state["config"], config, path)
-    return config, state
+    return load_config(path)
 
 
 def check_unchanged(before: dict[str, Any], now: RunConfig, path: Path) -> None:
@@ -157,3 +176,22 @@ def environment(device: torch.device) -> str:
         "threads": torch.get_num_threads(),
     }
     return "".join(f"{key}: {value}\n" for key, value in lines.items())
+
+
+def environment_changes(folder: Path, device: torch.device) -> list[str]:
+    """What is not as it was when a run started and may change its last bits.
+
+    Args:
+        folder: Of the run.
+        device: Of this process.
+
+    Returns:
+        Lines "name: before -> now".
+    """
+    path = folder / ENVIRONMENT_NAME
+    if not path.is_file():
+        return []
+    texts = (path.read_text(), environment(device))
+    before, now = (dict(line.partition(": ")[::2] for line in t.splitlines()) for t in texts)
+    keys = [key for key in now if key != "command" and before.get(key, now[key]) != now[key]]
+    return [f"{key}: {before[key]} -> {now[key]}" for key in keys]

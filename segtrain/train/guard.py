@@ -43,7 +43,6 @@ class BrokenUpdate(Exception):  # noqa: N818, it is no error until the policy sa
         super().__init__("an update is not finite")
         self.parts, self.counts, self.values = list(parts), counts, values
 
-    @property
     def what(self) -> str:
         """Whether it is the loss or, that being finite, the gradient; a call of all processes."""
         own = any(not math.isfinite(v) for k, v in self.values.items() if k != GRADIENT_NORM)
@@ -83,6 +82,8 @@ class Finding:
         said += f"; {fix}" if fix else ""
         if self.first is None:
             return said
+        if self.what == "loss" and self.first.kind == "gradient":
+            return f"{said}; all outputs of the model are finite, the loss makes it"
         return f"{said}; it starts in {self.first.module} ({self.first.kind}: {self.first.detail})"
 
     def record(self, done: str) -> dict[str, Any]:
@@ -167,7 +168,7 @@ class Guard:
             What was found.
         """
         self.put_back()
-        what = broken.what
+        what = broken.what()
         watch, losses = self._passes.looked_at(self._state.model, broken.parts, broken.counts)
         self.put_back()
         finite = all(math.isfinite(value) for values in losses.values() for value in values)

@@ -12,6 +12,7 @@ from torch import nn
 
 from segtrain import dist
 from segtrain.config.schema import RunConfig
+from segtrain.data.loader import dead_workers_explained
 from segtrain.files import place_explained, run_lock
 from segtrain.train.feed import Feed
 from segtrain.train.folder import (
@@ -99,17 +100,37 @@ def resume(folder: Path, *, build: Build) -> dict[str, Any]:
         Interrupted: After a signal; the state is saved.
     """
     with dist.process_group() as device, _held(folder, must_exist=True):
-        config, saved = read_folder(folder)
-        set_up(config)
-        parts = build(config, device, True)
-        state = build_state(parts.model, config, device)
-        state.load_state_dict(saved)
-        if not restore_generators(saved):
-            parts.notes.append(
-                "the checkpoint is of another number of processes: dropout draws other numbers"
-            )
-            seed_generators(config.train.seed + 1 + dist.rank() + _FAR * state.step)
+        notes: list[str] = []
+        config, saved = read_folder(folder, notes=notes)
+        state, parts = restored(config, saved, build=build, device=device)
+        parts.notes.extend(notes)
         return _run(config, folder, state, parts, device)
+
+
+def restored(
+    config: RunConfig, saved: dict[str, Any], *, build: Build, device: torch.device
+) -> tuple[TrainingState, Parts]:
+    """Build a run and put it where a checkpoint was written.
+
+    Args:
+        config: Of the run.
+        saved: The checkpoint.
+        build: As in `train`.
+        device: Of this process.
+
+    Returns:
+        The state, and what the run is made of; a note says where generators are not restored.
+    """
+    set_up(config)
+    parts = build(config, device, True)
+    state = build_state(parts.model, config, device)
+    state.load_state_dict(saved)
+    if not restore_generators(saved):
+        parts.notes.append(
+            "the checkpoint is of another number of processes: dropout draws other numbers"
+        )
+        seed_generators(config.train.seed + 1 + dist.rank() + _FAR * state.step)
+    return state, parts
 
 
 def _run(
@@ -135,7 +156,8 @@ def _run(
         progress.note(line)
     run.write("resume" if state.step else "start", {"processes": dist.world_size()})
     try:
-        return run.train()
+        with dead_workers_explained(run.how_to_go_on):
+            return run.train()
     finally:
         if journal is not None:
             journal.close()

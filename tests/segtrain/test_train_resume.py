@@ -1,5 +1,7 @@
+import errno
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -7,6 +9,7 @@ import sys
 import pytest
 import torch
 import yaml
+from safetensors.torch import load_file
 
 from segtrain.cli import main
 from segtrain.errors import Interrupted, UserError
@@ -282,15 +285,60 @@ def test_a_run_without_a_checkpoint_says_how_to_start_again(tmp_path):
         load_checkpoint(tmp_path)
 
 
-def test_an_older_checkpoint_takes_over(tmp_path):
+def cut(content):
+    return content[:100]
+
+
+def flipped(content):
+    """One bit of a weight, which torch alone would not notice."""
+    middle = len(content) // 2
+    return content[:middle] + bytes([content[middle] ^ 1]) + content[middle + 1 :]
+
+
+@pytest.mark.parametrize("damage", [cut, flipped, lambda content: b"", lambda content: b"x" * 999])
+def test_an_older_checkpoint_takes_over_with_a_line(tmp_path, capsys, damage):
+    options = {"iters": 6, "checkpoint_every": 2, "keep": 3, "eval_every": 2, "ema_decay": 0.5}
+    for name in ("straight", "damaged"):
+        train(config(tmp_path / name, **options), build=build(norm=True))
+    folder = tmp_path / "damaged"
+    last = folder / "checkpoints/last.pt"
+    last.write_bytes(damage(last.read_bytes()))
+    capsys.readouterr()
+    resume(folder, build=build(norm=True))
+    (line,) = [line for line in capsys.readouterr().err.splitlines() if "cannot be read" in line]
+    assert line.startswith(f"{last} cannot be read (")
+    assert line.endswith("); going on from step_00000004.pt of update 4 instead")
+    assert_equal_trees(whole_state(tmp_path / "straight"), whole_state(folder))
+    results = [
+        json.loads((tmp_path / n / "results.json").read_text()) for n in ("straight", "damaged")
+    ]
+    assert results[0] == results[1]
+    steps = [r["step"] for r in read_journal(folder / "log.jsonl") if r["event"] == "train"]
+    assert steps == [1, 2, 3, 4, 5, 6]
+
+
+def test_two_damaged_checkpoints_and_then_none(tmp_path):
     train(config(tmp_path, iters=6, checkpoint_every=2, keep=3), build=build())
-    last = tmp_path / "checkpoints/last.pt"
-    last.write_bytes(last.read_bytes()[:100])
-    with pytest.raises(UserError, match=r"last.pt cannot be read .* remove it to go on from an"):
+    place, notes = tmp_path / "checkpoints", []
+    for name in ("last.pt", "step_00000004.pt"):
+        (place / name).write_bytes(cut((place / name).read_bytes()))
+    assert load_checkpoint(tmp_path, notes=notes)["step"] == 2
+    (note,) = notes
+    assert note.count("cannot be read") == 2
+    (place / "step_00000002.pt").write_bytes(b"")
+    with pytest.raises(
+        UserError, match=r"last.pt cannot .* there is no older one, start again: seg"
+    ):
         load_checkpoint(tmp_path)
-    last.unlink()
-    assert newest_checkpoint(tmp_path).name == "step_00000004.pt"
-    assert load_checkpoint(tmp_path)["step"] == 4
+    assert newest_checkpoint(tmp_path).name == "last.pt"
+
+
+def test_weights_beside_a_checkpoint_that_are_damaged_are_written_again(tmp_path):
+    train(config(tmp_path), build=build())
+    path = tmp_path / "checkpoints/last.safetensors"
+    path.write_bytes(cut(path.read_bytes()))
+    resume(tmp_path, build=build())
+    assert_same(load_file(path), weights(tmp_path))
 
 
 def test_code_in_a_checkpoint_is_not_run(tmp_path):
@@ -316,3 +364,60 @@ def test_a_crash_while_saving_leaves_the_old_checkpoint(tmp_path, monkeypatch):
         train(run, build=build())
     assert load_checkpoint(tmp_path)["step"] == 2
     assert not list((tmp_path / "checkpoints").glob("*partial*"))
+
+
+def test_a_full_disk_is_said_with_what_is_needed_and_what_is_there(tmp_path, monkeypatch, capsys):
+    """The second checkpoint finds no room: one line, the first one stays, no piece is left."""
+    run = config(tmp_path, iters=4, checkpoint_every=2, keep=2)
+    save, calls = torch.save, []
+
+    def full(content, file):
+        calls.append(file)
+        if len(calls) == 2:
+            file.write(b"half of it")
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        save(content, file)
+
+    monkeypatch.setattr(torch, "save", full)
+    with pytest.raises(UserError) as caught:
+        train(run, build=build())
+    said = str(caught.value)
+    assert "\n" not in said
+    assert "last.pt: No space left on device; make room there" in said
+    assert re.search(r"\(a checkpoint takes 0\.0 MB, [\d.]+ MB are free there\)$", said)
+    assert load_checkpoint(tmp_path)["step"] == 2
+    assert not list(tmp_path.rglob("*partial*"))
+    monkeypatch.undo()
+    assert resume(tmp_path, build=build())["step"] == 4
+
+
+LIMITED = """
+import resource, sys
+from pathlib import Path
+from segtrain.cli import main
+from tests.segtrain.train_toys import build, config
+import segtrain.train.parts
+segtrain.train.parts.build_parts = build()
+resource.setrlimit(resource.RLIMIT_FSIZE, (12_000, 12_000))
+sys.exit(main(["resume", sys.argv[1]]))
+"""
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no limits of files")
+def test_a_limit_of_the_system_is_said_as_well(tmp_path):
+    """A real one, in a process of its own: files may not grow beyond 12 kB."""
+    train(config(tmp_path, iters=6, checkpoint_every=3, keep=2), build=build())
+    for name in ("last.pt", "last.safetensors"):  # as if stopped after update 3
+        (tmp_path / "checkpoints" / name).unlink()
+    before = (tmp_path / "checkpoints/step_00000003.pt").read_bytes()
+    assert len(before) > 12_000
+    ended = subprocess.run(
+        [sys.executable, "-c", LIMITED, str(tmp_path)], capture_output=True, text=True
+    )
+    assert ended.returncode == 2, ended.stderr
+    last = ended.stderr.splitlines()[-1]
+    assert last.startswith("segtrain: error: cannot write ")
+    assert "last.pt: File too large; make room there" in last
+    assert (tmp_path / "checkpoints/step_00000003.pt").read_bytes() == before
+    assert not list(tmp_path.rglob("*partial*"))
+    assert load_checkpoint(tmp_path)["step"] == 3
