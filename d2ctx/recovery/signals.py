@@ -33,6 +33,7 @@ class StopRequest:
         self.name: str | None = None
         self._message: str | None = None
         self._before: dict[signal.Signals, Any] = {}
+        self._passed_on: Any = None
 
     def __bool__(self) -> bool:
         return self.name is not None
@@ -41,7 +42,7 @@ class StopRequest:
         if threading.current_thread() is threading.main_thread():
             self._before = {number: signal.signal(number, self._note) for number in ASKED}
             if _PASSED_ON is not None:
-                signal.signal(_PASSED_ON, self._note)
+                self._passed_on = signal.signal(_PASSED_ON, self._note)
         return self
 
     def __exit__(
@@ -51,6 +52,9 @@ class StopRequest:
         trace: TracebackType | None,
     ) -> None:
         self._restore()
+        if self._passed_on is not None:
+            signal.signal(_PASSED_ON, self._passed_on)
+            self._passed_on = None
 
     @contextmanager
     def at_once(self, message: str) -> Iterator[None]:
@@ -80,7 +84,7 @@ class StopRequest:
             raise Interrupted(self._message)
 
     def _restore(self) -> None:
-        """Back to how signals were; what a parent passes on never ends a process that runs."""
+        """Let the user's next signal act as usual, but never what a parent passes on."""
         for number, handler in self._before.items():
             signal.signal(number, handler)
         self._before = {}

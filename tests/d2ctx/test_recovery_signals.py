@@ -24,9 +24,10 @@ def send(number: signal.Signals) -> None:
 @pytest.fixture(autouse=True)
 def handlers():
     """Handlers are as before after each test."""
-    before = [signal.getsignal(number) for number in BOTH]
+    caught = [*BOTH, signal.SIGUSR1]
+    before = [signal.getsignal(number) for number in caught]
     yield
-    assert [signal.getsignal(number) for number in BOTH] == before
+    assert [signal.getsignal(number) for number in caught] == before
 
 
 # ---- the request -----------------------------------------------------------------------------
