@@ -1,7 +1,8 @@
 """The context gym: every paper's claim as a small controlled experiment, each method beside a twin.
 
 `python -m benchmarks.gym [--only TEXT] [--seeds N] [--jobs 2]`, then
-`python -m benchmarks.gym --write RESULT.json` for docs/evidence.md and its plot.
+`python -m benchmarks.gym --write RESULT.json` for docs/evidence.md and its plot; `--collect` trains
+nothing and tells of what has finished.
 
 Images of `segtrain data synth --task`, 64 x 64; networks of `gym_parts.pairs`. A twin differs from
 its method in the mechanism alone: same stem and first weights, same number of weights (+-10 %),
@@ -159,7 +160,9 @@ def _record(run: Run, output: Path) -> Path:
     return output / f"{name}.json"
 
 
-def _results(runs: Sequence[Run], output: Path, jobs: int) -> Iterator[tuple[Run, dict[str, Any]]]:
+def _results(
+    runs: Sequence[Run], output: Path, jobs: int, *, collect: bool
+) -> Iterator[tuple[Run, dict[str, Any]]]:
     """Results as they come, those of earlier calls first."""
     missing = []
     for run in runs:
@@ -167,6 +170,8 @@ def _results(runs: Sequence[Run], output: Path, jobs: int) -> Iterator[tuple[Run
             yield run, found
         else:
             missing.append(run)
+    if collect:
+        return
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(max_workers=jobs, mp_context=context) as pool:
         waiting = {pool.submit(train, run, output): run for run in missing}
@@ -174,17 +179,22 @@ def _results(runs: Sequence[Run], output: Path, jobs: int) -> Iterator[tuple[Run
             yield waiting[done], done.result()
 
 
+def whole_seeds(found: Mapping[tuple[str, int], Any]) -> list[int]:
+    """Seeds of which both sides have finished, of results by side and seed."""
+    return sorted(seed for side, seed in found if side == SIDES[0] and (SIDES[1], seed) in found)
+
+
 def summary(e: Expectation, found: Mapping[tuple[str, int], Mapping[str, Any]]) -> dict[str, Any]:
     """Everything the report says of one experiment.
 
     Args:
         e: The experiment.
-        found: Results by side and seed.
+        found: Results by side and seed; seeds without both sides do not count.
 
     Returns:
         Plain values; scores from 0 to 1.
     """
-    seeds = sorted({seed for _, seed in found})
+    seeds = whole_seeds(found)
     counts = {
         side: tuple(
             np.array([found[side, seed][kind] for seed in seeds], np.float64)
@@ -239,6 +249,7 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--seeds", type=int, default=SEEDS, help=f"default {SEEDS}")
     parser.add_argument("--jobs", type=int, default=2, help="trainings at a time")
     parser.add_argument("--steps", type=int, default=0, help="0: as planned; others for a try")
+    parser.add_argument("--collect", action="store_true", help="train nothing")
     parser.add_argument("--output", type=Path, default=ROOT / "output" / "gym")
     parser.add_argument("--write", type=Path, metavar="JSON", help="write docs/evidence.md from it")
     return parser.parse_args(arguments)
@@ -258,7 +269,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     output.mkdir(parents=True, exist_ok=True)
     found: dict[str, dict[tuple[str, int], dict[str, Any]]] = {e.name: {} for e in chosen}
     runs = planned(chosen, options.seeds, options.steps)
-    for number, (run, result) in enumerate(_results(runs, output, options.jobs), start=1):
+    results = _results(runs, output, options.jobs, collect=options.collect)
+    for number, (run, result) in enumerate(results, start=1):
         found[f"{run.task}: {run.pair}"][run.side, run.seed] = result
         score = np.mean(np.sum(result["right"], 0) / np.maximum(1, np.sum(result["union"], 0)))
         print(
@@ -266,11 +278,16 @@ def main(arguments: Sequence[str] | None = None) -> None:
             f"{100 * score:.1f} ({result['seconds']:.0f} s)",
             flush=True,
         )
-    summaries = [summary(e, found[e.name]) for e in chosen]
+    summaries = [summary(e, found[e.name]) for e in chosen if whole_seeds(found[e.name])]
+    if not summaries:
+        raise SystemExit("no experiment has finished; leave --collect out")
     rows = rows_of(summaries)
     print_table(rows)
     about = metadata(device="cpu", seed=1) | {"level": LEVEL, "samples": SAMPLES, "margin": MARGIN}
     content = as_json(rows, about, experiments=summaries)
+    content["unfinished"] = [
+        e.name for e in chosen if len(whole_seeds(found[e.name])) < options.seeds
+    ]
     print("written:", save(f"gym-cpu{options.jobs}", content))
 
 

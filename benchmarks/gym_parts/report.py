@@ -64,6 +64,7 @@ def page_of(content: Mapping[str, Any], source: str, plot: str, notes: str) -> s
             f"![Differences with their intervals]({plot})",
             "",
             *_source_lines(about, experiments, source),
+            *_unfinished_lines(content.get("unfinished", [])),
             "",
             rest[0].strip(),
             "",
@@ -118,6 +119,10 @@ def _source_lines(
         f"{seconds / 60:.0f} core-minutes on {about['hardware']}, torch {about['torch']}, commit "
         f"{about['commit'][:7]}, {about['date'][:10]}; `{source}`.",
     ]
+
+
+def _unfinished_lines(names: Sequence[str]) -> list[str]:
+    return ["", f"Not all seeds had finished of: {', '.join(names)}."] if names else []
 
 
 def draw_plot(experiments: Sequence[Experiment], path: Path, *, margin: float) -> None:
