@@ -115,7 +115,13 @@ def _checked_launch(args: argparse.Namespace) -> None:
                 args=(cfg, args.eval_only, args.resume, args.prove),
             )
     except ProcessExitedException as error:
-        sys.exit(error.exit_code)  # the worker has told why
+        if error.signal_name is None:
+            sys.exit(error.exit_code)  # the worker has told why
+        raise UserError(
+            f"process {error.error_index} was ended by {error.signal_name}, so all are; without "
+            "a cause above, most often memory was short: free some, then go on from the last "
+            "checkpoint with the same command and --resume"
+        ) from error
 
 
 def _check_prove(args: argparse.Namespace) -> None:

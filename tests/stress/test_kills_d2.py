@@ -1,7 +1,10 @@
 """Runs of d2ctx that are killed without a word."""
 
 import json
+import os
 import random
+import signal
+import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -9,6 +12,7 @@ from typing import Any
 import pytest
 import torch
 
+from d2ctx import train_net
 from tests.d2ctx.launch import write_launch
 from tests.segtrain.test_train_resume import assert_equal_trees
 from tests.stress.forks import Fault, Forks, Run
@@ -93,3 +97,24 @@ def test_random_kills(trainer, tmp_path, capsys):
         print(f"\n{killer.figures()}")
     for run in runs:
         assert_same_run(run, straight)
+
+
+def dies_in_one(rank: int) -> None:
+    """What a launched process does; the others wait for it."""
+    if rank == 1:
+        os.kill(os.getpid(), signal.SIGKILL)
+    time.sleep(600)
+
+
+def test_a_process_that_is_killed_is_named(tmp_path, monkeypatch, capsys):
+    """Detectron2 starts several processes only where there are GPUs, with this function."""
+
+    def launch(*arguments: object, **keywords: object) -> None:
+        torch.multiprocessing.spawn(dies_in_one, nprocs=2)
+
+    monkeypatch.setattr(train_net, "launch", launch)
+    monkeypatch.setattr(train_net, "check_run", lambda *arguments, **keywords: [])
+    assert write_launch(tmp_path).main("--num-gpus", 2) == 2
+    said = capsys.readouterr().err.splitlines()[-1]
+    assert said.startswith("error: process 1 was ended by SIGKILL, so all are;")
+    assert said.endswith("go on from the last checkpoint with the same command and --resume")
