@@ -88,7 +88,9 @@ def update(name: str, part: dict[str, torch.Tensor]) -> dict[str, dict[str, torc
     losses = build_criterion(loss)(state.forward(part["image"]), labels, count_pixels([labels]))
     torch.stack(list(losses.values())).sum().backward()
     return {
-        "losses": {k: dist.sum_over_processes(v) / dist.world_size() for k, v in losses.items()},
+        "losses": {
+            k: dist.sum_over_processes(v.detach()) / dist.world_size() for k, v in losses.items()
+        },
         "gradients": {n: p.grad for n, p in state.model.named_parameters() if p.requires_grad},
         "statistics": dict(state.model.named_buffers()),
     }
