@@ -69,10 +69,12 @@ def _merge_file(cfg: CfgNode, config_file: str) -> None:
     for path, content in tree.items():
         for key, value in content.items():
             if isinstance(cfg.get(key), CfgNode) and not isinstance(value, dict):
-                raise UserError(f"{path}: {key} must be a section of KEY: VALUE lines, got {value}")
+                raise UserError(
+                    f"{path}: {key} must be a section of KEY: VALUE lines, got {value!s:.80}"
+                )
     try:
         cfg.merge_from_file(config_file, allow_unsafe=False)
-    except _MERGE_ERRORS as error:
+    except (*_MERGE_ERRORS, AttributeError, RecursionError, TypeError) as error:
         text = _explain(cfg, error, tree=tree)
         raise UserError(f"{_origin(tree, error) or config_file}: {text}") from error
 
@@ -158,7 +160,7 @@ def _is_ours(key: str) -> bool:
 
 def _wrong_type(cfg: CfgNode, *, want: str, got: str, key: str, value: Any) -> str:
     want, got = _type_name(want), _type_name(got)
-    came = got if value is None else f"{got} {value}"
+    came = got if value is None else f"{got} {value!s:.80}"
     return f"{key} must be {want}{_default(cfg, key)}, got {came}{_fix(want, got, value)}"
 
 
@@ -176,9 +178,11 @@ def _type_name(text: str) -> str:
 
 def _fix(want: str, got: str, value: Any) -> str:
     if (want, got) == ("float", "int"):
-        return f"; write {value}.0" if value is not None else "; write it with a decimal point"
+        return (
+            f"; write {value!s:.80}.0" if value is not None else "; write it with a decimal point"
+        )
     if want in {"list", "tuple"} and got != "a section":
-        return f'; write ("{value}",)' if value is not None else '; write ("...",)'
+        return f'; write ("{value!s:.80}",)' if value is not None else '; write ("...",)'
     return ""
 
 

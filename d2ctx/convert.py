@@ -58,7 +58,11 @@ def convert(source: str, target: Path, *, arch: str = AUTO) -> ResNetWeights:
     """
     if target.suffix != SUFFIX:
         raise UserError(f"OUT must end in {SUFFIX}, got {target}; name it {target.stem}{SUFFIX}")
-    found = translate(load_weights_file(source, fix=_PATH_FIX))
+    weights = load_weights_file(source, fix=_PATH_FIX)
+    try:
+        found = translate(weights)
+    except UserError as error:
+        raise UserError(f"{source}: {error}") from error
     name = found.architecture.name
     if arch not in (AUTO, name):
         raise UserError(
