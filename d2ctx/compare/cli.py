@@ -34,8 +34,8 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m d2ctx.compare",
         description=(
-            "Is run B really better than run A? Differences of AP and PQ on the same images, with "
-            "95 % intervals by a paired bootstrap over images."
+            "Is run B really better than run A? Differences of AP, PQ and mIoU on the same images, "
+            "with 95 % intervals by a paired bootstrap over images."
         ),
         epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -48,7 +48,7 @@ def _parser() -> argparse.ArgumentParser:
         nargs="+",
         default=[],
         metavar="TASK",
-        help="bbox, segm, panoptic_seg (default: all that both have)",
+        help="bbox, segm, panoptic_seg, sem_seg (default: all that both have)",
     )
     parser.add_argument("--samples", type=int, default=1000, metavar="S", help="default: 1000")
     parser.add_argument("--seed", type=int, default=0, help="of the drawing (default: 0)")

@@ -19,7 +19,12 @@ METHOD = (
     "set is, average precision over the curve of all drawn detections; percentiles"
 )
 # What the first score of a task is called.
-_CALLED = {"bbox": "box AP", "segm": "mask AP", "panoptic_seg": "PQ"}
+_CALLED = {
+    "bbox": "box AP",
+    "segm": "mask AP",
+    "panoptic_seg": "PQ",
+    "sem_seg": "mIoU of the semantic branch",
+}
 
 
 @dataclass(frozen=True, kw_only=True)

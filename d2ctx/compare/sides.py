@@ -9,20 +9,25 @@ import numpy as np
 
 from d2ctx.compare.ap import HEADLINE as AP_NAMES
 from d2ctx.compare.ap import ApScorer
+from d2ctx.compare.miou import HEADLINE as MIOU_NAMES
+from d2ctx.compare.miou import MiouScorer
 from d2ctx.compare.pq import HEADLINE as PQ_NAMES
 from d2ctx.compare.pq import PqScorer
 from d2ctx.errors import UserError
-from d2ctx.evaluation import ap_records, pq_records
+from d2ctx.evaluation import ap_records, pq_records, semantic_records
 from d2ctx.evaluation.ap_records import ApRecord, read_detections
 from d2ctx.evaluation.pq_records import PqRecord, read_segments
 from d2ctx.evaluation.record_files import read_about, recorded_tasks
+from d2ctx.evaluation.semantic_records import SemanticRecord, read_labels
 from d2ctx.wording import first_of, plural
 
-Record = ApRecord | PqRecord
+Record = ApRecord | PqRecord | SemanticRecord
+Scorer = ApScorer | PqScorer | MiouScorer
 # Kind of a record -> reader, scorer, how many of the scorer's names stand before the classes.
 KINDS = {
     ap_records.KIND: (read_detections, ApScorer, len(AP_NAMES)),
     pq_records.KIND: (read_segments, PqScorer, len(PQ_NAMES)),
+    semantic_records.KIND: (read_labels, MiouScorer, len(MIOU_NAMES)),
 }
 _INFERENCE = "inference"
 _FEW_IMAGES = 30
@@ -42,7 +47,7 @@ class Pair:
     paths: tuple[Path, Path]
     records: tuple[Record, Record]
 
-    def scorers(self) -> tuple[ApScorer | PqScorer, ApScorer | PqScorer]:
+    def scorers(self) -> tuple[Scorer, Scorer]:
         """What scores A and B."""
         make = KINDS[self.records[0].about["kind"]][1]
         return make(self.records[0]), make(self.records[1])

@@ -15,7 +15,9 @@ import numpy as np
 from detectron2.data import MetadataCatalog
 from detectron2.evaluation import DatasetEvaluator
 from detectron2.utils import comm
+from PIL import Image
 from tabulate import tabulate
+from torch import Tensor
 
 from d2ctx.errors import UserError
 from d2ctx.evaluation import cityscapes_official
@@ -25,6 +27,8 @@ from d2ctx.evaluation.panoptic_quality import VOID, add_counts, summarize
 from d2ctx.evaluation.pq_records import record_segments
 from d2ctx.evaluation.record_files import record_name
 from d2ctx.evaluation.reporting import TaskReport, flat
+from d2ctx.evaluation.semantic_records import TASK as SEMANTIC
+from d2ctx.evaluation.semantic_records import LabelCounts, count_labels, record_labels
 from d2ctx.files import write_text
 
 logger = logging.getLogger(__name__)
@@ -55,13 +59,14 @@ class PanopticEvaluator(DatasetEvaluator):
         self.official = official
         self.reports: dict[str, TaskReport] = {}
         self.annotations: list[dict[str, Any]] = []
+        self.labels: list[LabelCounts] = []
 
     def reset(self) -> None:
         """Forget everything that was processed, and take earlier predictions away."""
-        self.annotations = []
+        self.annotations, self.labels = [], []
         self.reports = {}
         if comm.is_main_process():
-            for name in (f"{NAME}.json", record_name(TASK)):
+            for name in (f"{NAME}.json", record_name(TASK), record_name(SEMANTIC)):
                 (self.folder / name).unlink(missing_ok=True)
             shutil.rmtree(self.folder / NAME, ignore_errors=True)
             (self.folder / NAME).mkdir(parents=True)
@@ -72,9 +77,11 @@ class PanopticEvaluator(DatasetEvaluator):
 
         Args:
             inputs: Detectron2's dict of each image: `image_id`.
-            outputs: The model's dict of each image: `panoptic_seg`.
+            outputs: The model's dict of each image: `panoptic_seg`, and perhaps `sem_seg`.
         """
         for image, output in zip(inputs, outputs, strict=True):
+            if (truth := self._stuff_map(image["image_id"])) and SEMANTIC in output:
+                self.labels.append(self._count(image["image_id"], truth, output[SEMANTIC]))
             ids, segments = output[TASK]
             ids = ids.cpu().numpy()
             file_name = png_name(image["image_id"])
@@ -86,6 +93,25 @@ class PanopticEvaluator(DatasetEvaluator):
                     "segments_info": self._segments(ids, segments),
                 }
             )
+
+    def _stuff_map(self, image_id: int | str) -> Path | None:
+        """What the semantic branch should say, where that was made of the ground truth."""
+        definition = self.metadata.get("definition")
+        definition = getattr(definition, "panoptic", definition)  # of Cityscapes
+        path = definition.stuff_map(image_id) if definition else None
+        return path if path is not None and path.is_file() else None
+
+    def _count(self, image_id: int | str, truth: Path, logits: Tensor) -> LabelCounts:
+        """Pixels of the semantic branch alone, before things are laid over it."""
+        with Image.open(truth) as opened:
+            labels = np.asarray(opened)
+        return count_labels(
+            png_name(image_id),
+            labels,
+            logits.argmax(dim=0).cpu().numpy(),
+            num_classes=len(self.metadata.stuff_classes),
+            ignored=self.metadata.ignore_label,
+        )
 
     def _segments(self, ids: np.ndarray, segments: Sequence[dict]) -> list[dict[str, Any]]:
         """The segments that have pixels, with the data set's category ids and areas."""
@@ -116,6 +142,7 @@ class PanopticEvaluator(DatasetEvaluator):
         """
         comm.synchronize()
         annotations = list(chain.from_iterable(comm.gather(self.annotations)))
+        labels = list(chain.from_iterable(comm.gather(self.labels)))
         if not comm.is_main_process():
             return {}
         truth = read_json(Path(self.metadata.panoptic_json))
@@ -127,6 +154,9 @@ class PanopticEvaluator(DatasetEvaluator):
             return {}
         self._check_files(annotations)
         self.reports[TASK] = self._score(truth, predicted)
+        if len(labels) == len(truth["annotations"]):
+            names, dataset = self.metadata.stuff_classes, self.metadata.name
+            record_labels(labels, classes=names, dataset=dataset).write(self.folder)
         logger.info(_table(self.reports[TASK]))
         return {TASK: flat(self.reports[TASK], name="PQ")}
 

@@ -15,6 +15,7 @@ from d2ctx.compare import ap, paired
 from d2ctx.compare.ap import ApScorer
 from d2ctx.compare.cli import main
 from d2ctx.compare.comparison import compare
+from d2ctx.compare.miou import MiouScorer
 from d2ctx.compare.paired import paired_bootstrap, times_drawn
 from d2ctx.compare.pq import PqScorer
 from d2ctx.errors import UserError
@@ -25,6 +26,7 @@ from d2ctx.evaluation.coco_scores import average_precision, coco_api, pycocotool
 from d2ctx.evaluation.panoptic_quality import CategoryCounts, add_counts, summarize
 from d2ctx.evaluation.pq_records import read_segments, record_segments
 from d2ctx.evaluation.record_files import record_name
+from d2ctx.evaluation.semantic_records import count_labels, read_labels, record_labels
 
 from .toy_coco import toy_config, write_toy
 from .toy_detections import drawn_set, invented
@@ -93,6 +95,14 @@ def one_class(*boxes, **image):
         "categories": [{"id": 1, "name": "a"}],
         "annotations": [{**a, "iscrowd": 0} for a in annotations],
     }
+
+
+def test_a_real_object_is_taken_before_a_crowd_that_overlaps_more():
+    truth = one_class((10, 10, 50, 50), (0, 0, 200, 200))
+    truth["annotations"][1] |= {"image_id": 1, "iscrowd": 1}
+    found = [{"image_id": 1, "category_id": 1, "bbox": [15, 15, 50, 50], "score": 0.9}]
+    assert scored(recorded(truth, found)) == pytest.approx(evaluated(truth, found), **EXACT)
+    assert 0.3 < scored(recorded(truth, found))[0] < 0.9
 
 
 def test_no_more_than_a_hundred_detections_of_an_image_and_class_count():
@@ -166,6 +176,43 @@ def test_panoptic_quality_of_drawn_images_is_that_of_their_counts():
     for times, row in zip(weights, scores, strict=True):
         repeated = [c for c, n in zip(counts, times, strict=True) for _ in range(int(n))]
         assert row.tolist() == pytest.approx(summed(repeated), **EXACT)
+    assert np.isnan(scores).any()
+
+
+# ---- mean IoU --------------------------------------------------------------------------------
+def labelled(images: int = 9, *, quality: float = 0.7, seed: int = 0):
+    """Label maps and what was predicted: three classes and void; the last class is rare."""
+    truth_rng, rng = np.random.default_rng(seed), np.random.default_rng([seed, int(1e6 * quality)])
+    for _ in range(images):
+        rare = 3 if truth_rng.random() < 0.3 else 2
+        truth = truth_rng.integers(0, rare, (6, 5)).astype(np.uint8)
+        truth[0, truth_rng.integers(0, 5)] = 255
+        guess = rng.integers(0, rare, truth.shape)
+        yield truth, np.where(rng.random(truth.shape) < quality, truth % 255 % 3, guess)
+
+
+def labels(pairs):
+    counts = [
+        count_labels(f"{n:03d}", *pair, num_classes=3, ignored=255) for n, pair in enumerate(pairs)
+    ]
+    return record_labels(counts, classes=["things", "sky", "sea"], dataset="toy")
+
+
+def test_mean_iou_of_drawn_images_is_that_of_all_their_pixels():
+    pairs = list(labelled())
+    weights = times_drawn(np.random.default_rng(0), 40, len(pairs))
+    scores = MiouScorer(labels(pairs)).scores(weights)
+    for times, row in zip(weights, scores, strict=True):
+        drawn = [pair for pair, n in zip(pairs, times, strict=True) for _ in range(int(n))]
+        sides = zip(*drawn, strict=True)
+        truth, guess = (np.concatenate([one.ravel() for one in side]) for side in sides)
+        truth, guess = truth[truth != 255], guess[truth != 255]
+        either = [((truth == k) | (guess == k)).sum() for k in range(3)]
+        iou = [
+            ((truth == k) & (guess == k)).sum() / n if n else math.nan for k, n in enumerate(either)
+        ]
+        wanted = [np.nanmean(iou), (truth == guess).mean(), *iou]
+        assert row.tolist() == pytest.approx(wanted, **EXACT)
     assert np.isnan(scores).any()
 
 
@@ -297,10 +344,12 @@ def runs(tmp_path):
 
 
 def test_files_hold_everything_and_are_small(tmp_path):
-    detections, panoptic = recorded(*invented(40)), segments(counted())
-    detections.write(tmp_path)
-    panoptic.write(tmp_path)
-    for record, read in ((detections, read_detections), (panoptic, read_segments)):
+    for record, read in (
+        (recorded(*invented(40)), read_detections),
+        (segments(counted()), read_segments),
+        (labels(labelled()), read_labels),
+    ):
+        record.write(tmp_path)
         path = tmp_path / record_name(record.about["task"])
         again = read(path)
         assert again.about == {"version": 1, **record.about}
@@ -552,10 +601,15 @@ def test_an_evaluation_of_segments_leaves_its_records(tmp_path):
         ]
         evaluator = build_evaluator(cfg, toy.name)._evaluators[0]
         evaluator.reset()
-        output = {"panoptic_seg": (torch.from_numpy(found), info)}
+        labels = np.where(found == IDS[4], 1, np.where(found == IDS[9], 2, 0))
+        logits = torch.nn.functional.one_hot(torch.from_numpy(labels), 3).permute(2, 0, 1).float()
+        output = {"panoptic_seg": (torch.from_numpy(found), info), "sem_seg": logits}
         evaluator.process(records, [output] * len(records))
         results.append(evaluator.evaluate()["panoptic_seg"])
-    (task,) = compare(tmp_path / "a", tmp_path / "b", samples=100).tasks
+    task, semantic = compare(tmp_path / "a", tmp_path / "b", samples=100).tasks
+    assert (semantic.task, list(semantic.classes)) == ("sem_seg", ["things", "sky", "ground"])
+    assert 0 < semantic.main.a < semantic.main.b == 1
+    assert semantic.verdict().startswith("mIoU of the semantic branch: B is better by")
     for name in ("PQ", "SQ", "RQ"):
         gain = task.scores[name]
         assert (gain.a, gain.b) == pytest.approx([r[name] / 100 for r in results], abs=1e-12)
