@@ -5,7 +5,9 @@ and nothing here communicates.
 """
 
 import os
+import signal
 import sys
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
@@ -150,7 +152,12 @@ def _ends_explained() -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:
-        gone = _watch.gone() if _watch is not None and _is_broken_off(error) else []
+        if _watch is None or not _is_broken_off(error):
+            raise
+        if threading.current_thread() is threading.main_thread():
+            # `torchrun` tells all to end, and gives them half a minute.
+            signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        gone = _watch.gone()
         if not gone:
             raise
         if rank() != min(set(range(world_size())) - set(gone)):

@@ -121,7 +121,7 @@ class Watch:
             Ranks of processes that are not; 0, where the store that it kept is not either.
         """
         missing = set(range(self._world)) - {self._rank}
-        end = time.monotonic() + _GRACE * self.interval
+        end = time.monotonic() + 2 * self.interval
         try:
             self._store.set("who", "")
             while missing and time.monotonic() < end:
