@@ -60,10 +60,10 @@ class Run:
         self.config, self.options, self.folder = config, options, folder
         self.state, self.feed, self.device = state, feed, device
         self.journal, self.progress = journal, progress
-        micro = micro_batch(options)
-        self.count = options.global_batch // (micro * dist.world_size())  # passes of an update
-        self.passes = Passes(config, device, micro=micro)
-        self.guard = Guard(config, folder, state, self.passes)
+        self.micro = micro_batch(options)
+        self.passes = options.global_batch // (self.micro * dist.world_size())
+        self.work = Passes(config, device, micro=self.micro)
+        self.guard = Guard(config, folder, state, self.work)
         self.schedule = build_schedule(
             config.schedule, base_lr=config.optim.lr, iters=options.iters
         )
@@ -118,7 +118,7 @@ class Run:
         if self.batches is None:
             with generators_kept():
                 self.batches = self.feed.batches(self.state.step, self.state.rewinds)
-        values = self.update(list(islice(self.batches, self.count)))
+        values = self.update(list(islice(self.batches, self.passes)))
         self.state.step += 1
         self.skipped = 0
         self.report(values, rate)
@@ -156,8 +156,8 @@ class Run:
             BrokenUpdate: If one of them is not finite; no weight is changed.
         """
         self.guard.remember()
-        counts = self.passes.counts(parts)
-        values = self.passes.gradients(self.state, parts, counts)
+        counts = self.work.counts(parts)
+        values = self.work.gradients(self.state, parts, counts)
         values[GRADIENT_NORM] = clip_gradients(self.state, self.config.optim.clip_norm)
         if self.guard.is_broken(values):
             raise BrokenUpdate(parts, counts, values)
