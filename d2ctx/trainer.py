@@ -266,7 +266,7 @@ class Trainer(DefaultTrainer):
         self.storage.iter = self.iter
         closing = [h.after_train for h in self._hooks if not isinstance(h, hooks.EvalHook)]
         for close in (self.journal.flush, *closing):
-            with suppress(OSError):
+            with suppress(Exception):  # it must not hide the first one
                 close()
 
     def learning_rates(self) -> list[float]:

@@ -238,7 +238,7 @@ def nan_instead_of_exception(model: nn.Module) -> Iterator[None]:
     Yields:
         Nothing.
     """
-    forward = model.forward
+    forward, own = model.forward, "forward" in vars(model)
 
     def guarded(*args: Any, **kwargs: Any) -> Any:
         try:
@@ -252,4 +252,7 @@ def nan_instead_of_exception(model: nn.Module) -> Iterator[None]:
     try:
         yield
     finally:
-        del model.forward
+        if own:
+            model.forward = forward
+        else:
+            del model.forward

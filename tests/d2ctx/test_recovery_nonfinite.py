@@ -125,8 +125,8 @@ def test_a_good_update_after_a_bad_one_forgets_it():
 
 
 def test_a_large_gradient_is_no_infinite_one():
-    model = nn.Linear(1, 1, bias=False)
-    model.forward = lambda batch: {"a": model.weight.sum() * 1e30}
+    model = nn.Linear(2, 1, bias=False)
+    model.forward = lambda batch: {"a": model.weight.sum() * 1e30}  # its square is infinite
     trainer = guarded(model, [FINITE])
     with EventStorage():
         trainer.run_step()
@@ -189,6 +189,22 @@ def test_a_second_look_finds_the_place_and_leaves_no_trace(model, bad, first):
     assert (found["first"]["module"], found["first"]["kind"]) == first
     assert torch.equal(torch.rand(3), drawn)
     assert equal(trainer.plain.state_dict(), before)
+
+
+def test_a_second_look_draws_the_same_numbers():
+    model, drawn = nn.Linear(1, 1), []
+
+    def forward(batch: list[torch.Tensor]) -> dict[str, torch.Tensor]:
+        drawn.append((torch.rand(()).item(), float(np.random.rand())))
+        return {"a": model.weight.sum() * math.nan}
+
+    model.forward = forward
+    trainer = guarded(model, [FINITE])
+    with EventStorage():
+        trainer.run_step()
+        torch.rand(3)
+        examine(trainer, trainer.failure)
+    assert drawn[0] == drawn[1]
 
 
 # ---- policies --------------------------------------------------------------------------------

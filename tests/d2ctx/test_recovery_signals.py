@@ -105,9 +105,9 @@ def test_a_parent_passes_the_signal_on():
     with passed_on():
         child = context.Process(target=wait_for_a_stop, args=(ready, result))
         child.start()
-        ready.wait()
+        assert ready.wait(60)
         send(signal.SIGTERM)
-        assert result.get() == "SIGUSR1"
+        assert result.get(timeout=60) == "SIGUSR1"
         child.join()
     assert child.exitcode == 0
 
