@@ -359,6 +359,7 @@ def test_levels_are_the_deepest_maps(levels):
 @pytest.mark.parametrize("backbone", BACKBONES)
 @pytest.mark.parametrize("options", [{}, RELEASED], ids=["paper", "released"])
 def test_every_parameter_gets_a_gradient(backbone, options):
+    torch.manual_seed(0)  # stochastic depth may drop a branch of both images
     model = stirred(unept(backbone=BACKBONES[backbone], **options)).train()
     labels = with_boundaries(patches(2, 32, 48))
     balance = options.get("boundary_classes") == 2
@@ -403,20 +404,20 @@ def test_compiles_as_one_graph(backbone):
 
 
 @pytest.mark.slow
-def test_onnx_agrees_with_eager(tmp_path):
+@pytest.mark.timeout(900)  # two minutes on an idle core
+@pytest.mark.parametrize("size", [(32, 48), (64, 40)])
+def test_onnx_agrees_with_eager(tmp_path, size):
     pytest.importorskip("onnx", reason="onnx is not installed")
     pytest.importorskip("onnxscript", reason="onnxscript is not installed")
     runtime = pytest.importorskip("onnxruntime", reason="onnxruntime is not installed")
-    for size in ((32, 48), (64, 40)):
-        model = unept().eval()
-        image = torch.randn(1, 3, *size)
-        path = str(tmp_path / f"{size[0]}.onnx")
-        torch.onnx.export(model, (image,), path, dynamo=True, opset_version=20)
-        session = runtime.InferenceSession(path)
-        (found,) = session.run(None, {session.get_inputs()[0].name: image.numpy()})
-        torch.testing.assert_close(
-            torch.from_numpy(found), model(image)["logits"], rtol=0, atol=1e-5
-        )
+    model = unept().eval()
+    image = torch.randn(1, 3, *size)
+    path = str(tmp_path / "unept.onnx")
+    torch.onnx.export(model, (image,), path, dynamo=True, opset_version=20)
+    session = runtime.InferenceSession(path)
+    (found,) = session.run(None, {session.get_inputs()[0].name: image.numpy()})
+    expected = model(image)["logits"]
+    torch.testing.assert_close(torch.from_numpy(found), expected, rtol=0, atol=1e-5)
 
 
 # ---- errors ----------------------------------------------------------------------------------
