@@ -2,6 +2,7 @@
 
 import os
 import signal
+import subprocess
 import sys
 import time
 
@@ -129,8 +130,6 @@ def test_a_process_that_is_frozen_cannot_even_speak(tmp_path, rank):
 
 @pytest.mark.slow
 def test_torchrun_ends_with_it(tmp_path):
-    import subprocess
-
     script = tmp_path / "script.py"
     script.write_text(SCRIPT.format(workers=0, build="in_an_update(rank=1)"))
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
@@ -148,6 +147,7 @@ def test_torchrun_ends_with_it(tmp_path):
     assert "process 1 is here:" in done.stderr
 
 
+@pytest.mark.slow
 def test_a_script_that_ends_well_is_not_disturbed(tmp_path):
     script = "from segtrain import dist\nwith dist.process_group():\n    print(dist.rank())"
     assert launched(script, tmp_path) == (["0\n", "1\n"], ["", ""])
