@@ -26,7 +26,7 @@ from benchmarks.rows import Row, as_json, compare, print_table
 ROOT = Path(__file__).resolve().parent.parent
 BASELINE = "fcn"
 SPLITS = ("val", "test")
-FULL = "360x480"
+FULL, LARGE = "360x480", "1024x2048"
 DATASETS = "SEGTRAIN_DATASETS"
 SPREAD = "+-{:.2f} over {} seeds"
 
@@ -95,16 +95,19 @@ def run(name: str, seed: int, options: argparse.Namespace) -> dict[str, Any]:
 
 
 def cost(name: str, options: argparse.Namespace) -> dict[str, float]:
-    """Size and speed: of the recipe's training step, and of one whole image."""
+    """Size and speed: of the recipe's training step, and of one whole image of two sizes."""
     config = configurations()[name]
     parts = json.loads(command("analyze", "--config", config, "--size", FULL, "--json"))
-    whole = ["bench", "--config", config, "--size", FULL, "--seconds", str(options.seconds)]
-    step = ["bench", "--config", config, "--batch", "8", "--seconds", str(options.seconds)]
-    (image, _), (_, training) = (json.loads(command(*line, "--json")) for line in (whole, step))
+    line = ["bench", "--config", config, "--seconds", str(options.seconds), "--json"]
+    (image,), (large,) = (
+        json.loads(command(*line, "--inference", "--size", size)) for size in (FULL, LARGE)
+    )
+    training = json.loads(command(*line, "--batch", "8"))[1]
     return {
         "parameters": parts["total"]["parameters"] / 1e6,
         "macs": parts["total"]["macs"] / 1e9,
         "images": image["images_per_second"],
+        "large": large["images_per_second"],
         "step": training["median_ms"],
     }
 
@@ -137,6 +140,7 @@ def rows_of(
             compare(name, "parameters", "M", found["parameters"]),
             compare(name, f"MACs of {FULL}", "G", found["macs"]),
             compare(name, f"images per second, {FULL}", "1/s", found["images"]),
+            compare(name, f"images per second, {LARGE}", "1/s", found["large"]),
             compare(name, "training step, 8 crops", "ms", found["step"]),
             compare(name, "memory of the training process", "MB", memory),
         ]

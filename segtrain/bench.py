@@ -59,6 +59,7 @@ def bench(
     batch: int,
     device: str,
     seconds: float,
+    training: bool = True,
 ) -> list[Speed]:
     """Measure inference and training.
 
@@ -69,6 +70,7 @@ def bench(
         batch: Images at once.
         device: `cpu` or `cuda`.
         seconds: Measured time for each of the two.
+        training: False measures inference alone.
 
     Returns:
         Inference, then the training step.
@@ -82,12 +84,11 @@ def bench(
     layout = torch.channels_last if config.train.channels_last else torch.contiguous_format
     model = model.to(memory_format=layout)
     image = torch.randn(batch, 3, *size).to(device=device, memory_format=layout)
-    labels = torch.randint(num_classes, (batch, *size)).to(device)
     run = torch.compile(model) if config.train.compile else model
-    steps = {
-        "inference": _inference(model, run, image, config, device),
-        "training step": _training(model, run, image, labels, config, device),
-    }
+    steps = {"inference": _inference(model, run, image, config, device)}
+    if training:
+        labels = torch.randint(num_classes, (batch, *size)).to(device)
+        steps["training step"] = _training(model, run, image, labels, config, device)
     return [
         _measure(what, step, batch=batch, device=device, seconds=seconds)
         for what, step in steps.items()

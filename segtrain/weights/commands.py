@@ -60,6 +60,9 @@ def add_commands(commands: _Commands) -> None:
     bench.add_argument(
         "--seconds", type=float, default=5.0, metavar="S", help="measured time (default: 5)"
     )
+    bench.add_argument(
+        "--inference", action="store_true", help="leave out the training step, and its memory"
+    )
     bench.set_defaults(run=run_bench)
 
 
@@ -240,6 +243,7 @@ def run_bench(args: argparse.Namespace) -> int:
         batch=args.batch,
         device=args.device,
         seconds=args.seconds,
+        training=not args.inference,
     )
     if args.json:
         print(json.dumps(as_dict(speeds), indent=2))

@@ -181,6 +181,8 @@ def test_command_bench(yaml_file, capsys):
         "inference",
         "training step",
     ]
+    command("bench", "--config", yaml_file, "--seconds", 0, "--size", 16, "--json", "--inference")
+    assert [row["what"] for row in json.loads(capsys.readouterr().out)] == ["inference"]
 
 
 def test_command_weights(yaml_file, tmp_path, capsys):

@@ -17,7 +17,8 @@ def test_scores_are_means_over_seeds_beside_the_baseline():
         "fcn": [{"miou": {"val": v, "test": v - 10}, "memory_mb": 5} for v in (40.0, 44.0)],
         "fpt": [{"miou": {"val": v, "test": v - 8}, "memory_mb": 7} for v in (50.0, 55.0)],
     }
-    costs = {name: {"parameters": 1.0, "macs": 2.0, "images": 3.0, "step": 4.0} for name in runs}
+    cost = {"parameters": 1.0, "macs": 2.0, "images": 3.0, "large": 0.5, "step": 4.0}
+    costs = dict.fromkeys(runs, cost)
     rows = {(row.name, row.metric): row for row in camvid.rows_of(runs, costs)}
     row = rows["fpt", "mIoU, val"]
     assert (row.value, row.baseline, row.baseline_value) == (52.5, "fcn", 42.0)
@@ -25,6 +26,7 @@ def test_scores_are_means_over_seeds_beside_the_baseline():
     assert rows["fcn", "mIoU, test"].value == 32.0
     assert rows["fcn", "mIoU, test"].baseline == ""
     assert rows["fpt", "memory of the training process"].value == 7
+    assert rows["fpt", "images per second, 1024x2048"].value == 0.5
 
 
 def test_overrides_of_a_shorter_run(tmp_path):
