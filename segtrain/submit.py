@@ -19,8 +19,9 @@ from PIL import Image
 
 from segtrain.data.datasets import Sample
 from segtrain.data.datasets.cityscapes import IMAGE_END, LABEL_IDS, NUM_LABEL_IDS
+from segtrain.data.datasets.layout import all_below
 from segtrain.data.labels import Labels
-from segtrain.data.reading import opened, read_image, upright_size
+from segtrain.data.reading import FORMATS, opened, read_image, upright_size
 from segtrain.errors import UserError
 from segtrain.evaluation.cityscapes_official import pixel_scores
 from segtrain.files import replacing, write_bytes
@@ -28,6 +29,7 @@ from segtrain.inference import Inferencer
 
 PNG_END = "_labelIds.png"
 _EPOCH = (1980, 1, 1, 0, 0, 0)  # of every archived file: the same pictures give the same archive
+_MOST_BYTES = 64 << 20  # of a PNG; an archive can promise any size
 _SHOWN = 8  # values named in a violation
 
 
@@ -135,9 +137,10 @@ def write_archive(pictures: Mapping[str, Path], path: Path) -> None:
 
 @dataclass(frozen=True)
 class _Entry:
-    """A file of a folder or an archive."""
+    """A file of a folder or an archive, and its size before it is read."""
 
     name: str
+    size: int
     read: Callable[[], bytes]
 
 
@@ -155,6 +158,8 @@ def violations(results: Path, images: Mapping[str, tuple[int, int]]) -> Iterator
         UserError: If there is no such folder or archive.
     """
     with _entries(results) as entries:
+        for entry in entries:
+            yield from (f"{entry.name!r}: {p}" for p in _name_problems(entry.name))
         pngs = [e for e in entries if PurePosixPath(e.name).suffix == ".png"]
         for entry in entries:
             if entry not in pngs:
@@ -168,26 +173,37 @@ def violations(results: Path, images: Mapping[str, tuple[int, int]]) -> Iterator
             if len(mine) > 1:
                 yield f"{key}: {len(mine)} files start with this name, expected one"
             for entry in mine:
-                yield from (f"{entry.name}: {p}" for p in _problems(entry.read(), size))
+                yield from (f"{entry.name}: {p}" for p in _problems(entry, size))
         for entry in pngs:
             if entry.name not in claimed:
                 yield f"{entry.name}: belongs to no image of the split"
 
 
-def _problems(content: bytes, size: tuple[int, int]) -> Iterator[str]:
+def _name_problems(name: str) -> Iterator[str]:
+    """What is wrong with a name, wherever the archive is unpacked."""
+    path = PurePosixPath(name.replace("\\", "/"))
+    if path.is_absolute() or ".." in path.parts or ":" in "".join(path.parts[:1]):
+        yield "this name leads out of the folder it is unpacked into; write the bare file name"
+
+
+def _problems(entry: _Entry, size: tuple[int, int]) -> Iterator[str]:
     """What is wrong with one PNG."""
+    if entry.size > _MOST_BYTES:
+        yield f"{entry.size} bytes are too many for a PNG of {size[1]}x{size[0]} pixels"
+        return
     try:
-        with Image.open(io.BytesIO(content)) as picture:
-            kind, mode, pixels = picture.format, picture.mode, np.array(picture)
+        with Image.open(io.BytesIO(entry.read()), formats=FORMATS) as picture:
+            kind, mode, found = picture.format, picture.mode, (picture.height, picture.width)
+            # Others may be of any size, and are wrong already.
+            pixels = np.array(picture) if found == size else None
     except Exception as error:  # a damaged file raises whatever its decoder likes
         yield f"cannot be read ({type(error).__name__})"
         return
     if kind != "PNG" or mode != "L":
         yield f"expected an 8-bit PNG of one channel, got {kind} of mode {mode}"
-    if pixels.shape[:2] != size:
-        found = f"{pixels.shape[1]}x{pixels.shape[0]}"
-        yield f"{found} pixels, expected {size[1]}x{size[0]}"
-    if kind == "PNG" and mode == "L":
+    if found != size:
+        yield f"{found[1]}x{found[0]} pixels, expected {size[1]}x{size[0]}"
+    if kind == "PNG" and mode == "L" and pixels is not None:
         yield from _value_problems(np.unique(pixels))
 
 
@@ -207,22 +223,26 @@ def _value_problems(values: np.ndarray) -> Iterator[str]:
 def _entries(results: Path) -> Iterator[list[_Entry]]:
     """The files of a folder or of a zip archive, hidden ones left out."""
     if results.is_dir():
-        paths = sorted(p for p in results.rglob("*") if p.is_file())
-        yield _visible(_Entry(p.relative_to(results).as_posix(), p.read_bytes) for p in paths)
+        paths = sorted(p for p in all_below(results) if p.is_file())
+        yield _visible(
+            _Entry(p.relative_to(results).as_posix(), p.stat().st_size, p.read_bytes) for p in paths
+        )
         return
     try:
         archive = zipfile.ZipFile(results)
-    except (OSError, zipfile.BadZipFile) as error:
+    except (NotImplementedError, OSError, ValueError, zipfile.BadZipFile) as error:
         raise UserError(
             f"{results} is neither a folder nor a zip archive; name what submit wrote"
         ) from error
     with archive:
-        names = sorted(name for name in archive.namelist() if not name.endswith("/"))
-        yield _visible(_Entry(name, partial(archive.read, name)) for name in names)
+        files = [f for f in archive.infolist() if not f.filename.endswith("/")]
+        files.sort(key=lambda f: f.filename)
+        yield _visible(_Entry(f.filename, f.file_size, partial(archive.read, f)) for f in files)
 
 
 def _visible(entries: Iterable[_Entry]) -> list[_Entry]:
-    return [e for e in entries if not PurePosixPath(e.name).name.startswith(".")]
+    # Windows takes a backslash for the end of a folder.
+    return [e for e in entries if not PurePosixPath(e.name.replace("\\", "/")).name.startswith(".")]
 
 
 def image_sizes(samples: Iterable[Sample]) -> dict[str, tuple[int, int]]:
