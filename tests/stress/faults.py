@@ -1,6 +1,5 @@
 """What goes wrong in a run: each function is called in its process before the program starts."""
 
-import builtins
 import mmap
 import os
 import platform
@@ -106,7 +105,7 @@ def other_machine(name: str, seconds: float) -> None:
     platform.node = lambda: name
 
 
-def fail_in_update(number: int, error: str) -> None:
+def fail_in_update(number: int) -> None:
     """Raise an error in the n-th update of the process."""
     from segtrain.train import loop
 
@@ -116,7 +115,7 @@ def fail_in_update(number: int, error: str) -> None:
         nonlocal seen
         seen += 1
         if seen == number:
-            raise getattr(builtins, error)("injected")
+            raise MemoryError("injected")
         return update(*arguments)
 
     loop.Run.update = failing  # type: ignore[method-assign]

@@ -141,6 +141,7 @@ def test_an_output_that_is_read_only(trainer, tmp_path):
         assert_same_run(trainer.finish(run), straight)
 
 
+@pytest.mark.stress
 @pytest.mark.parametrize("years", [-_YEARS, _YEARS], ids=["past", "future"])
 def test_another_machine_at_another_time(trainer, tmp_path, years):
     straight, run = trainer.finish(tmp_path / "straight"), begun(trainer, tmp_path / "run")
@@ -165,6 +166,7 @@ def test_a_file_system_without_locks(tmp_path, monkeypatch):
         pass
 
 
+@pytest.mark.stress
 @pytest.mark.parametrize("name", ["last.pt", "step_00000004.pt"])
 def test_a_checkpoint_that_is_damaged_later(trainer, tmp_path, name):
     """The run goes on from the one before, says so, and ends as it would have."""

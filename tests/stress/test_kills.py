@@ -13,12 +13,13 @@ from tests.stress.kills import Killer, Trainer, assert_same_run, check_after_kil
 pytestmark = pytest.mark.timeout(1800)  # a minute or two on an idle machine
 
 # Changes of files at which a run once could not go on, or not as before: a folder for checkpoints
-# without any, weights without a state, a state without weights, an evaluation in the journal alone.
+# without any, weights without a state, a state without weights at its end, an evaluation in the
+# journal alone. With each, for which time.
 FEW = (
-    "open checkpoints/last.pt.*",
-    "os.rename checkpoints/last.pt",
-    "open checkpoints/last.safetensors.*",
-    "os.rename results.json.*",
+    ("open checkpoints/last.pt.*", 1),
+    ("os.rename checkpoints/last.pt", 3),
+    ("open checkpoints/last.safetensors.*", 7),
+    ("os.rename results.json.*", 1),
 )
 
 
@@ -60,9 +61,9 @@ def at_every_change(trainer: Trainer, straight: Path, begin: Callable[[Path], No
 
 def test_kills_at_some_changes_of_a_file(trainer, tmp_path):
     straight = trainer.finish(tmp_path / "straight")
-    for number, what in enumerate(FEW):
-        run = tmp_path / f"change_{number}"
-        assert killed_at(trainer, run, what=what)
+    for place, (what, number) in enumerate(FEW):
+        run = tmp_path / f"change_{place}"
+        assert killed_at(trainer, run, what=what, number=number)
         assert_same_run(trainer.finish(run), straight)
 
 

@@ -104,9 +104,8 @@ def test_workers_of_a_killed_trainer_hold_no_lock_and_end(trainer, tmp_path):
         time.sleep(0.05)
 
 
-@pytest.mark.parametrize("error", ["RuntimeError", "MemoryError"])
-def test_a_trainer_that_fails_ends_though_it_has_workers(trainer, tmp_path, error):
+def test_a_trainer_that_fails_ends_though_it_has_workers(trainer, tmp_path):
     """An error that is shown as it is, such as that of a GPU without memory."""
-    run = trainer.go_on(tmp_path / "run", ("fail_in_update", {"number": 3, "error": error}))
+    run = trainer.go_on(tmp_path / "run", ("fail_in_update", {"number": 3}))
     assert run.wait(_LONG) == 1, run.said()
-    assert f"{error}: injected" in run.said().splitlines()[-1]
+    assert "MemoryError: injected" in run.said().splitlines()[-1]
