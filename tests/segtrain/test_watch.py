@@ -111,6 +111,26 @@ def test_a_store_that_is_gone_ends_the_wait_too(watched, capfd):
     assert "process 0 or its machine does not answer, and nothing" in capfd.readouterr().err
 
 
+def test_a_store_that_fails_for_a_moment_is_asked_again(watched, capfd):
+    class Shaky:
+        def __init__(self):
+            self.store, self.failures = HashStore(), 2
+
+        def set(self, *item):
+            if self.failures:
+                self.failures -= 1
+                raise RuntimeError("Connection reset by peer")
+            self.store.set(*item)
+
+        def __getattr__(self, name):
+            return getattr(self.store, name)
+
+    ((one, end), _) = watched(2, store=Shaky())
+    one.meets()
+    assert end.happened.wait(60)
+    assert "process 1 (last seen at the start) did not arrive" in capfd.readouterr().err
+
+
 def test_a_store_that_is_frozen_ends_the_wait_too(watched, capfd):
     thawed = threading.Event()
 
