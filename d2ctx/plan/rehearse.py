@@ -155,12 +155,11 @@ class _Rehearsal:
 
     def _model(self, step: Step) -> None:
         check_levels(self.cfg)
-        model = Trainer.build_model(self.cfg)
+        model = Trainer.build_model(_on_cpu(self.cfg))
         parameters = sum(p.numel() for p in model.parameters())
         trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
         step.lines.append(
-            f"{parameters / 1e6:.3f} M parameters, {trained / 1e6:.3f} M of them trained, on "
-            f"{self.cfg.MODEL.DEVICE}"
+            f"{parameters / 1e6:.3f} M parameters, {trained / 1e6:.3f} M of them trained"
         )
         self.report.facts |= {"parameters": parameters, "trained": trained}
 
@@ -170,7 +169,7 @@ class _Rehearsal:
             step.lines.append("MODEL.WEIGHTS is empty: all weights are random at first")
             return
         try:
-            model = Trainer.build_model(cfg)
+            model = Trainer.build_model(_on_cpu(cfg))
             found = load_initial_weights(model, path, threshold=cfg.MODEL.WEIGHTS_MIN_MATCH)
         except Exception:
             self.weights = ""  # the rest is tried without them
@@ -282,6 +281,14 @@ class _Rehearsal:
         step.lines.append(
             f"{duration(sum(parts.values()))} (h:mm:ss) at the speed of this process: {said}"
         )
+
+
+def _on_cpu(cfg: CfgNode) -> CfgNode:
+    """The same model where nothing is computed, also without the device of the run."""
+    cfg = cfg.clone()
+    cfg.defrost()
+    cfg.MODEL.DEVICE = "cpu"
+    return cfg
 
 
 def _said(task: str, scores: object) -> str:

@@ -195,6 +195,10 @@ SABOTAGES = {
         (("checks", "SOLVER.IMS_PER_BATCH must be a positive multiple of 3"),),
         ("SOLVER.REFERENCE_WORLD_SIZE", "3"),
     ),
+    "no such device": Sabotage(
+        (("checks", "no CUDA device is available here; add MODEL.DEVICE cpu"),),
+        ("MODEL.DEVICE", "cuda"),
+    ),
     "mixed precision on a CPU": Sabotage(
         (("checks", "set SOLVER.AMP.ENABLED False"),), ("SOLVER.AMP.ENABLED", "True")
     ),

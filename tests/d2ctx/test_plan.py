@@ -208,6 +208,7 @@ def test_every_shipped_instant_configuration_is_a_go(name, scenes, tmp_path, cap
 )
 def test_sabotage_is_a_no_go_with_its_reason(name, tmp_path, capsys, monkeypatch):
     monkeypatch.setenv("DETECTRON2_DATASETS", str(tmp_path / "nowhere"))
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     sabotage = SABOTAGES[name]
     runway = sabotage.make(tmp_path)
     if sabotage.harm:
