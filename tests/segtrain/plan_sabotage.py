@@ -85,6 +85,7 @@ def other_network(folder):
 
 def a_run(folder):
     (folder / "run/checkpoints").mkdir(parents=True)
+    (folder / "run/checkpoints/last.pt").touch()
 
 
 AFTER_BATCHES = ("training", "evaluation", "checkpoint")

@@ -91,6 +91,7 @@ def test_finite_losses_of_the_passes_are_the_same_bit_for_bit(tmp_path):
     )
     assert found.what == "gradient"
     assert found.before["loss_seg"] == found.values["loss_seg"]
+    assert read_box(path)["losses"]["loss_seg"] == [found.before["loss_seg"]]  # the second look
     assert (found.first.module, found.first.kind) == ("norm.1", "gradient")
 
 
