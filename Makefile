@@ -56,7 +56,7 @@ demo-seg: $(SEG_RUN)/scores.json
 # An interrupted run goes on where it stopped. One that has ended is kept, whatever the configuration
 # says by now: remove its folder to train anew.
 $(SEG_RUN)/scores.json: | $(SEG_SCENES)/synth.json
-	if test -e $(@D)/checkpoints; then $(PY) -m segtrain resume $(@D); \
+	if test -e $(@D)/checkpoints/last.pt; then $(PY) -m segtrain resume $(@D); \
 	else $(PY) -m segtrain train --config $(SEG_CONFIG); fi
 	$(PY) -m segtrain eval $(@D) --out $@
 
