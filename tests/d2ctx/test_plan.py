@@ -412,14 +412,14 @@ def test_memory_is_what_autograd_keeps():
     class Model(torch.nn.Module):
         def __init__(self):
             super().__init__()
-            self.weight = torch.nn.Parameter(torch.ones(10))
+            self.weight = torch.nn.Parameter(torch.ones(15))
             self.register_buffer("frozen", torch.ones(5))
 
         def forward(self, batch):
             assert len(batch) == 2
             images = torch.stack([image["image"] for image in batch]).float().clone()
             twice = images * self.weight[0]  # keeps the images
-            return {"loss": (twice**2).sum()}  # keeps what came of them
+            return {"loss": (twice * self.weight).sum()}  # keeps what came of them, and weights
 
     class Mapper:
         def __init__(self, cfg, is_train):
@@ -440,7 +440,7 @@ def test_memory_is_what_autograd_keeps():
         found = forecast_memory(Model(), cfg, records, images=6)
     assert found.size == (10, 15)  # 128x192 after resizing; 10x30 becomes 64x192
     assert found.kept == pytest.approx(2 * 3 * 10 * 15 * 4, abs=8)
-    assert found.fixed == 4 * (10 + 5) + 4 * 2 * 10
+    assert found.fixed == 4 * (15 + 5) + 4 * 2 * 15
     assert found.peak == found.fixed + 6 * found.kept
 
 
