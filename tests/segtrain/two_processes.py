@@ -8,7 +8,6 @@ import time
 from pathlib import Path
 from typing import NamedTuple
 
-
 _LOOK = 1.0  # seconds
 
 
