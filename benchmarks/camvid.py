@@ -26,6 +26,7 @@ from benchmarks.rows import Row, as_json, compare, print_table
 ROOT = Path(__file__).resolve().parent.parent
 BASELINE = "fcn"
 SPLITS = ("val", "test")
+FILES = ("weights", "image_counts")
 FULL, LARGE = "360x480", "1024x2048"
 DATASETS = "SEGTRAIN_DATASETS"
 SPREAD = "+-{:.2f} over {} seeds"
@@ -76,10 +77,7 @@ def run(name: str, seed: int, options: argparse.Namespace) -> dict[str, Any]:
     else:
         chosen = [*overrides(options), f"train.seed={seed}", f"output={folder / 'train'}"]
         command("train", "--config", configurations()[name], *chosen)
-    scores = {
-        split: json.loads(command("eval", folder / "train", "--split", split, "--json"))
-        for split in SPLITS
-    }
+    scores = {split: evaluate(folder / "train", split) for split in SPLITS}
     journal = (folder / "train" / "log.jsonl").read_text().splitlines()
     events = [json.loads(line) for line in journal]
     found = {
@@ -92,6 +90,12 @@ def run(name: str, seed: int, options: argparse.Namespace) -> dict[str, Any]:
     }
     record.write_text(json.dumps(found, indent=2) + "\n")
     return found
+
+
+def evaluate(folder: Path, split: str) -> dict[str, Any]:
+    """Scores of a run's best weights, without the names of files that only this machine has."""
+    found = json.loads(command("eval", folder, "--split", split, "--json"))
+    return {key: value for key, value in found.items() if key not in FILES}
 
 
 def cost(name: str, options: argparse.Namespace) -> dict[str, float]:
