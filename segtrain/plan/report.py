@@ -16,9 +16,6 @@ Result = TypeVar("Result")
 _INDENT = 18
 # What torch says about settings, and the fix.
 _KNOWN = {
-    "Expected more than 1 value per channel": (
-        "batch norms of this model see one value per channel; raise data.crop or train.micro_batch"
-    ),
     "out of memory": "lower train.micro_batch or data.crop",
     "No space left": "make room, or write output=FOLDER_ON_ANOTHER_DISK",
     "does not have a deterministic implementation": "write train.deterministic: false",

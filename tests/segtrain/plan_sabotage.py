@@ -172,12 +172,12 @@ SABOTAGES = {
     ),
     "crop too small for batch norms": Sabotage(
         ("data.crop=[8,8]", "train.global_batch=1", "eval.window=8", "eval.stride=8"),
-        (("training", "raise data.crop or train.micro_batch"),),
+        (("training", "1 of 8x8; write train.micro_batch: 2"),),
         model=SR | {"backbone": RESNET | {"output_stride": 32}},
     ),
     "one image for a norm of the whole image": Sabotage(
         ("train.global_batch=1",),
-        (("training", "raise the batch size or use norm='GN'"),),
+        (("training", "take a head that does not pool whole images"),),
         model=SR | {"backbone": DF2, "head": {"name": "df", "channels": 16}, "aux": None},
     ),
     "a name the server does not know": Sabotage(

@@ -177,7 +177,7 @@ POOLING = [
 @pytest.mark.parametrize("head", POOLING, ids=lambda head: head["name"])
 def test_one_image_is_refused_where_a_batch_norm_would_see_one_number(head):
     model = network(head=head).train()
-    with pytest.raises(UserError, match=r"needs two images .* got 1 of 32x48; write train.micro_b"):
+    with pytest.raises(UserError, match=r"one value .* 1 of 32x48; write train.micro_batch: 2"):
         model(torch.randn(1, 3, 32, 48))
     assert model(torch.randn(2, 3, 32, 48))["logits"].shape == (2, 5, 32, 48)
     assert model.eval()(torch.randn(1, 3, 32, 48))["logits"].shape == (1, 5, 32, 48)
