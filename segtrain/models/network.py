@@ -195,7 +195,7 @@ def _without_padding(outputs: dict[str, Any], size: Sequence[int]) -> dict[str, 
 def _one_value(image: Tensor) -> str:
     count, _, height, width = image.shape
     return (
-        f"a batch norm gets one value per channel to train on: its map is 1x1, by pooling or as the "
+        "a batch norm gets one value per channel to train on: its map is 1x1, by pooling or as the "
         f"image is small, and there is {count} of {height}x{width}; write train.micro_batch: 2 "
         "(and a train.global_batch of at least 2), raise data.crop if the map is small, or take a "
         "head that does not pool whole images (several GPUs: train.sync_bn: true)"

@@ -15,10 +15,10 @@ from .contract import SCALE
 @pytest.mark.skipif(SCALE > 1, reason="this is the run that was asked for")
 def test_ten_times_as_many_inputs():
     result = subprocess.run(
-        [sys.executable, "-m", "pytest", str(Path(__file__).parent)],
+        [sys.executable, "-m", "pytest", "--tb=short", "-W", "ignore", str(Path(__file__).parent)],
         env={**os.environ, "HOSTILE_SCALE": "10"},
         capture_output=True,
         text=True,
         check=False,
     )
-    assert result.returncode == 0, result.stdout[-4000:]
+    assert result.returncode == 0, result.stdout[-8000:]
