@@ -87,9 +87,10 @@ def _start(folder: Path, journal: list[Record], updates: int) -> tuple[Path, lis
         if len(after) >= updates:
             return path, after
         longest = max(longest, len(after))
+    fix = "set --prove to that" if longest else "write a smaller SOLVER.CHECKPOINT_PERIOD next time"
     raise UserError(
         f"expected a checkpoint in {folder} with {plural(updates, 'update')} behind it in {NAME}, "
-        f"got at most {longest}; set --prove to that, or let the run train on"
+        f"got at most {longest}; {fix}, or let the run train on"
     )
 
 
