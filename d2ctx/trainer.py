@@ -22,7 +22,7 @@ from d2ctx.files import remove_partials
 from d2ctx.meta_arch import AuxLossMixin
 from d2ctx.optimizer import build_optimizer
 from d2ctx.recovery.blackbox import FOLDER
-from d2ctx.recovery.checkpoints import set_aside
+from d2ctx.recovery.checkpoints import FINAL, set_aside
 from d2ctx.recovery.hooks import Checkpoints
 from d2ctx.recovery.journal import Journal
 from d2ctx.recovery.nonfinite import Policy
@@ -56,6 +56,7 @@ class Trainer(DefaultTrainer):
         self.stop, self.policy = StopRequest(), Policy(cfg.SOLVER.ON_NONFINITE)
         self.checkpoints = Checkpoints(cfg.SOLVER.CHECKPOINT_PERIOD)
         self.rewinds, self._generators = 0, []
+        self._final_due = False
         self.journal = Journal(Path(cfg.OUTPUT_DIR))
         super().__init__(cfg)
         plain = self._trainer
@@ -144,6 +145,7 @@ class Trainer(DefaultTrainer):
         comm.synchronize()
         if resuming:
             self.start_iter = self.iter + 1
+            self._final_due = Path(self.checkpointer.path).stem != FINAL
         if not comm.is_main_process():
             return
         folder = Path(self.cfg.OUTPUT_DIR)
@@ -194,9 +196,15 @@ class Trainer(DefaultTrainer):
         """
         self._hooks = [hook for hook in self._hooks if not isinstance(hook, _LASTING)]
         self.max_iter = min(self.max_iter, self.start_iter + updates)
+        self._final_due = False
         self.train()
 
     def _loop(self) -> None:
+        if self._final_due and self.iter >= self.max_iter:
+            # The run was killed between its last checkpoint and the final one, which are the same.
+            self.iter -= 1
+            self.checkpoints.save_final()
+            self.iter += 1
         while self.iter < self.max_iter:
             rates = self.learning_rates()
             self.before_step()

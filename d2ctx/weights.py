@@ -69,6 +69,7 @@ class SafeCheckpointer(DetectionCheckpointer):
 
     Attributes:
         report: What the last `load` found; None before the first.
+        path: Of the last `load`; "" before the first.
     """
 
     def __init__(
@@ -83,6 +84,7 @@ class SafeCheckpointer(DetectionCheckpointer):
         super().__init__(model, save_dir, save_to_disk=save_to_disk, **checkpointables)
         self.min_match = min_match
         self.report: WeightReport | None = None
+        self.path = ""
         self._resuming = False
         self._read: tuple[str, dict[str, Any]] | None = None
 
@@ -157,7 +159,7 @@ class SafeCheckpointer(DetectionCheckpointer):
         """
         # Detectron2's later way to ask for name matching, here for all versions.
         file, asked, _ = path.partition("?matching_heuristics=True")
-        self._path, self._match_names = path, bool(asked)
+        self.path, self._match_names = path, bool(asked)
         if file:
             local_path(file, fix=_VANISHED_FIX if self._resuming else PATH_FIX)
         try:
@@ -178,7 +180,7 @@ class SafeCheckpointer(DetectionCheckpointer):
         self.report = compare_state(self.model, weights)
         if not self._fits(self.report):
             raise UserError(self._refusal(self.report))
-        logger.info("Weights from %s:\n%s", self._path, self.report.table())
+        logger.info("Weights from %s:\n%s", self.path, self.report.table())
         checkpoint.pop("matching_heuristics", None)  # done
         checkpoint["model"] = weights
         return super()._load_model(checkpoint)
@@ -198,7 +200,7 @@ class SafeCheckpointer(DetectionCheckpointer):
             )
         except ValueError as error:
             raise UserError(
-                f"{self._path} fits the model in more than one way ({error}); save the weights "
+                f"{self.path} fits the model in more than one way ({error}); save the weights "
                 "under the model's own names"
             ) from error
 
@@ -211,7 +213,7 @@ class SafeCheckpointer(DetectionCheckpointer):
         absent = [name for name in self.checkpointables if name not in checkpoint]
         if absent:
             raise UserError(
-                f"{self._path} holds no state of {', '.join(absent)}: training cannot continue "
+                f"{self.path} holds no state of {', '.join(absent)}: training cannot continue "
                 "from it; start without --resume and give it as MODEL.WEIGHTS"
             )
 
@@ -224,7 +226,7 @@ class SafeCheckpointer(DetectionCheckpointer):
                 "lower MODEL.WEIGHTS_MIN_MATCH"
             )
         return (
-            f"{self._path} does not fit the model: {report.file_fraction:.0%} of its tensors have "
+            f"{self.path} does not fit the model: {report.file_fraction:.0%} of its tensors have "
             f"a place there, {len(report.missing)} of the model's are missing; {fix}\n"
             f"{report.table()}"
         )

@@ -31,7 +31,7 @@ class Checkpoints(HookBase):
         if done % self.period == 0:
             self.save()
         if done >= self.trainer.max_iter:
-            self._write(FINAL)
+            self.save_final()
 
     def save(self) -> None:
         """Save this iteration, once. All processes call it.
@@ -41,6 +41,14 @@ class Checkpoints(HookBase):
         """
         if self._saved != self.trainer.iter:
             self._write(f"model_{self.trainer.iter:07d}")
+
+    def save_final(self) -> None:
+        """Save what the run ended with. All processes call it.
+
+        Raises:
+            UserError: In all processes, if the main one could not write.
+        """
+        self._write(FINAL)
 
     def _write(self, name: str) -> None:
         self.generators = comm.gather(generator_state())

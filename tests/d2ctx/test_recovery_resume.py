@@ -15,6 +15,7 @@ from d2ctx.recovery.rng import generator_state
 from d2ctx.trainer import Trainer
 from tests.d2ctx.launch import MAX_ITER, Launch
 from tests.d2ctx.test_train_net import CrashError, final_state
+from tests.segtrain.test_train_resume import assert_equal_trees
 
 # Scales to draw from; no evaluation.
 OPTS = ("INPUT.MIN_SIZE_TRAIN", "(48, 56, 64)", "SEED", 3, "DATASETS.TEST", "()")
@@ -69,6 +70,27 @@ def test_with_workers_and_a_broken_checkpoint_it_does_so_too(launch, tmp_path, m
     newest = launch.output / "model_0000002.pth"
     newest.write_bytes(newest.read_bytes()[:-5000])
     goes_on_to_the_same_bits(launch, tmp_path / "whole", *opts, "SOLVER.CHECKPOINT_PERIOD", 1)
+
+
+@pytest.mark.parametrize("killed", ["before it was written", "before it was named", "half of it"])
+def test_the_final_checkpoint_is_all_that_is_left_to_do(launch, killed):
+    """A run that was killed after its last numbered checkpoint; its evaluation is left as well."""
+    opts = (*OPTS[:-2], "SOLVER.CHECKPOINT_PERIOD", MAX_ITER)
+    assert launch.main(*opts) == 0
+    final, results = launch.output / "model_final.pth", launch.results()
+    expected, journal = final_state(launch.output), read_journal(launch.output)
+    if killed == "half of it":
+        final.write_bytes(final.read_bytes()[:-5000])
+    else:
+        (launch.output / "last_checkpoint").write_text(f"model_{MAX_ITER - 1:07d}.pth")
+    if killed == "before it was written":
+        final.unlink()
+    (launch.output / "results.json").unlink()
+    assert launch.main("--resume", *opts) == 0
+    assert_equal_trees(final_state(launch.output), expected)
+    assert (launch.output / "last_checkpoint").read_text() == final.name
+    assert launch.results() == results
+    assert read_journal(launch.output) == journal
 
 
 @pytest.fixture
