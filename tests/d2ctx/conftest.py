@@ -6,12 +6,17 @@ from .launch import restored_loggers, write_launch
 from .toy_coco import restored_catalogs
 
 
-@pytest.fixture
-def isolated(tmp_path, monkeypatch):
-    """An image cache, data-set catalogs and loggers of the test's own."""
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+@pytest.fixture(autouse=True)
+def _nothing_left():
+    """Names of data sets and log levels are of the whole process: no test leaves its own there."""
     with restored_catalogs(), restored_loggers():
         yield
+
+
+@pytest.fixture
+def isolated(tmp_path, monkeypatch):
+    """An image cache of the test's own, as catalogs and loggers are of every test."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
 
 
 @pytest.fixture

@@ -69,11 +69,15 @@ def write_launch(folder: Path) -> Launch:
 
 @contextmanager
 def restored_loggers() -> Iterator[None]:
-    """Take away the log handlers that were added inside: they hold this test's terminal."""
+    """Take away what was set up inside: handlers hold this test's terminal, levels let more in."""
     loggers = [logging.getLogger(name) for name in ("fvcore", "detectron2", "d2ctx")]
-    yield
-    for logger in loggers:
-        for handler in list(logger.handlers):
-            logger.removeHandler(handler)
-        logger.propagate = True
-    setup_logger.cache_clear()
+    before = [(logger, logger.level, logger.propagate) for logger in loggers]
+    try:
+        yield
+    finally:
+        for logger, level, propagate in before:
+            for handler in list(logger.handlers):
+                logger.removeHandler(handler)
+            logger.setLevel(level)
+            logger.propagate = propagate
+        setup_logger.cache_clear()

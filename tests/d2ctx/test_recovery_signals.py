@@ -23,11 +23,14 @@ def send(number: signal.Signals) -> None:
 
 @pytest.fixture(autouse=True)
 def handlers():
-    """Handlers are as before after each test."""
+    """Handlers are as before after each test; Ctrl-C is Python's own even where tests run behind
+    a shell's `&`, which lets them ignore it."""
     caught = [*BOTH, signal.SIGUSR1]
+    ctrl_c = signal.signal(signal.SIGINT, signal.default_int_handler)
     before = [signal.getsignal(number) for number in caught]
     yield
     assert [signal.getsignal(number) for number in caught] == before
+    signal.signal(signal.SIGINT, ctrl_c)
 
 
 # ---- the request -----------------------------------------------------------------------------

@@ -105,7 +105,9 @@ def restored_catalogs() -> Iterator[None]:
     """Forget the data sets that were registered inside."""
     catalogs = (DatasetCatalog, MetadataCatalog)
     before = [set(catalog.list()) for catalog in catalogs]
-    yield
-    for catalog, names in zip(catalogs, before, strict=True):
-        for name in set(catalog.list()) - names:
-            catalog.remove(name)
+    try:
+        yield
+    finally:
+        for catalog, names in zip(catalogs, before, strict=True):
+            for name in set(catalog.list()) - names:
+                catalog.remove(name)
