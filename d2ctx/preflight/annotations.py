@@ -13,6 +13,7 @@ from d2ctx.preflight.findings import Findings
 from d2ctx.wording import first_of, plural
 
 _FAR = 10
+_LARGEST = 2**31
 
 
 class Problem(Enum):
@@ -27,7 +28,10 @@ class Problem(Enum):
         'carry "ignore": 1, which Detectron2 refuses',
         'write "iscrowd": 1 instead, or remove them',
     )
-    NO_BOX = ("have no bbox of four finite numbers", "write bbox as [x, y, width, height]")
+    NO_BOX = (
+        "have no bbox of four finite numbers below 2^31",
+        "write bbox as [x, y, width, height]",
+    )
     NO_MASK = ("have no segmentation", "add masks, or set MODEL.MASK_ON False")
     NO_FORM = (
         "have a segmentation that is neither polygons nor a run-length mask",
@@ -127,6 +131,9 @@ def _problems(annotation: dict[str, Any], file: CocoFile, wanted: Wanted) -> Ite
 
 def _box_problems(box: Any, image: dict[str, Any]) -> Iterator[Problem]:
     if not (isinstance(box, list) and len(box) == 4 and _all_finite(box)):
+        yield Problem.NO_BOX
+        return
+    if max(box) >= _LARGEST or min(box) <= -_LARGEST:  # torch refuses integers of over 64 bits
         yield Problem.NO_BOX
         return
     x, y, width, height = box
