@@ -26,10 +26,8 @@ from d2ctx.evaluation.coco_scores import class_names
 from d2ctx.evaluation.record_files import (
     Arrays,
     check_array,
-    check_images,
     digest,
     read_record,
-    record_name,
     write_record,
 )
 
@@ -87,8 +85,6 @@ class ApRecord:
         """
         rows = len(self.scores)
         arrays = {
-            "images": np.array(self.images),
-            "digests": self.digests,
             "found": self.found,
             "scores": self.scores,
             "right": np.packbits(self.right.reshape(rows, _CELLS), axis=1),
@@ -96,7 +92,7 @@ class ApRecord:
             "objects": self.objects,
             "areas": self.areas,
         }
-        write_record(folder / record_name(self.about["task"]), self.about, arrays)
+        write_record(folder, self.about, images=self.images, digests=self.digests, arrays=arrays)
 
 
 def record_detections(
@@ -173,22 +169,18 @@ def read_detections(path: Path) -> ApRecord:
     Raises:
         UserError: If it is missing, damaged or something else.
     """
-    names = ("images", "digests", "found", "scores", "right", "counts", "objects", "areas")
-    about, arrays = read_record(path, names=names, check=_check)
+    names = ("found", "scores", "right", "counts", "objects", "areas")
+    stored = read_record(path, kind=KIND, names=names, check=_check)
     bits = {
-        name: np.unpackbits(arrays[name], axis=1, count=_CELLS)
+        name: np.unpackbits(stored[name], axis=1, count=_CELLS)
         .astype(bool)
         .reshape(-1, len(THRESHOLDS), len(AREAS))
         for name in ("right", "counts")
     }
-    images = tuple(map(str, arrays["images"]))
-    return ApRecord(about=about, **{**arrays, **bits, "images": images})
+    return ApRecord(**{**stored, **bits})
 
 
 def _check(about: Mapping[str, Any], arrays: Arrays) -> None:
-    if about["kind"] != KIND:
-        raise ValueError(f"{about['kind']} instead of {KIND}")
-    check_images(arrays)
     limits = len(arrays["images"]), len(about["classes"])
     for name, values in (("found", "scores"), ("objects", "areas")):
         check_array(arrays, name, np.int32, rows=2, limits=limits)

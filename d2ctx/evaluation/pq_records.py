@@ -17,10 +17,8 @@ from d2ctx.evaluation.panoptic_quality import CategoryCounts
 from d2ctx.evaluation.record_files import (
     Arrays,
     check_array,
-    check_images,
     digest,
     read_record,
-    record_name,
     write_record,
 )
 
@@ -70,9 +68,8 @@ class PqRecord:
         Args:
             folder: Exists.
         """
-        arrays = {"images": np.array(self.images), "digests": self.digests}
-        arrays |= {"cells": self.cells, "iou": self.iou}
-        write_record(folder / record_name(self.about["task"]), self.about, arrays)
+        arrays = {"cells": self.cells, "iou": self.iou}
+        write_record(folder, self.about, images=self.images, digests=self.digests, arrays=arrays)
 
 
 def record_segments(
@@ -128,17 +125,13 @@ def read_segments(path: Path) -> PqRecord:
     Raises:
         UserError: If it is missing, damaged or something else.
     """
-    about, arrays = read_record(path, names=("images", "digests", "cells", "iou"), check=_check)
-    return PqRecord(about=about, **{**arrays, "images": tuple(map(str, arrays["images"]))})
+    return PqRecord(**read_record(path, kind=KIND, names=("cells", "iou"), check=_check))
 
 
 def _check(about: Mapping[str, Any], arrays: Arrays) -> None:
-    if about["kind"] != KIND:
-        raise ValueError(f"{about['kind']} instead of {KIND}")
     things = about.get("things")
     if not isinstance(things, list) or len(things) != len(about["classes"]):
         raise ValueError("'about' has no things")
-    check_images(arrays)
     limits = len(arrays["images"]), len(about["classes"])
     check_array(arrays, "cells", np.int64, rows=5, limits=limits)
     check_array(arrays, "iou", np.float64, rows=None)

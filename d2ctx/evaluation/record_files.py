@@ -9,7 +9,7 @@ import json
 import tokenize
 import zipfile
 import zlib
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -49,18 +49,28 @@ def recorded_tasks(folder: Path) -> dict[str, Path]:
     return {p.stem.removeprefix(_STEM): p for p in sorted(folder.glob(f"{_STEM}*.npz"))}
 
 
-def write_record(path: Path, about: Mapping[str, Any], arrays: Arrays) -> None:
-    """Write a file whole or not at all.
+def write_record(
+    folder: Path,
+    about: Mapping[str, Any],
+    *,
+    images: Sequence[str],
+    digests: NDArray[np.uint32],
+    arrays: Arrays,
+) -> None:
+    """Write the file of a task whole or not at all.
 
     Args:
-        path: Ends with ".npz".
+        folder: Exists.
         about: "kind", "dataset", "task" and "classes", perhaps more.
-        arrays: The content by name.
+        images: Ids.
+        digests: [N], change with the ground truth of an image.
+        arrays: The rest of the content, by name.
     """
     buffer = io.BytesIO()
     told = json.dumps({"version": VERSION, **about}, allow_nan=False)
-    np.savez_compressed(buffer, about=np.array(told), **arrays)
-    write_bytes(path, buffer.getvalue())
+    first = {"about": np.array(told), "images": np.array(images), "digests": digests}
+    np.savez_compressed(buffer, **first, **arrays)
+    write_bytes(folder / record_name(about["task"]), buffer.getvalue())
 
 
 def read_about(path: Path) -> dict[str, Any]:
@@ -78,25 +88,32 @@ def read_about(path: Path) -> dict[str, Any]:
     return _read(path, lambda stored: _about(stored))
 
 
-def read_record(path: Path, *, names: Iterable[str], check: Callable[[Any, Arrays], None]) -> Any:
+def read_record(
+    path: Path, *, kind: str, names: Iterable[str], check: Callable[[Any, Arrays], None]
+) -> dict[str, Any]:
     """Read a file; nothing in it is executed, and everything is checked.
 
     Args:
         path: A file of `write_record`.
-        names: Of the arrays.
+        kind: What it has to be.
+        names: Of the arrays beside "images" and "digests".
         check: Raises a ValueError where what it gets, (about, arrays), contradicts itself.
 
     Returns:
-        (about, arrays).
+        "about", "images" as a tuple of ids, "digests", and the arrays by name.
 
     Raises:
         UserError: If the file is missing, damaged or something else.
     """
 
-    def load(stored: Any) -> tuple[Any, Arrays]:
-        about, arrays = _about(stored), {name: stored[name] for name in names}
+    def load(stored: Any) -> dict[str, Any]:
+        about = _about(stored)
+        if about["kind"] != kind:
+            raise ValueError(f"{about['kind']} instead of {kind}")
+        arrays = {name: stored[name] for name in ("images", "digests", *names)}
+        _check_images(arrays)
         check(about, arrays)
-        return about, arrays
+        return {"about": about, **arrays, "images": tuple(map(str, arrays["images"]))}
 
     return _read(path, load)
 
@@ -131,15 +148,7 @@ def _about(stored: Any) -> dict[str, Any]:
     return about
 
 
-def check_images(arrays: Arrays) -> None:
-    """Check the names and digests of the images.
-
-    Args:
-        arrays: "images" and "digests" among them.
-
-    Raises:
-        ValueError: If they are no list of names with a digest each.
-    """
+def _check_images(arrays: Arrays) -> None:
     images, digests = arrays["images"], arrays["digests"]
     if images.ndim != 1 or images.dtype.kind != "U" or not images.size:
         raise ValueError("'images' is no list of names")

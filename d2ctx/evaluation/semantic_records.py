@@ -18,9 +18,7 @@ from numpy.typing import NDArray
 from d2ctx.evaluation.record_files import (
     Arrays,
     check_array,
-    check_images,
     read_record,
-    record_name,
     write_record,
 )
 
@@ -112,8 +110,8 @@ class SemanticRecord:
         Args:
             folder: Exists.
         """
-        arrays = {"images": np.array(self.images), "digests": self.digests, "cells": self.cells}
-        write_record(folder / record_name(TASK), self.about, arrays)
+        arrays = {"cells": self.cells}
+        write_record(folder, self.about, images=self.images, digests=self.digests, arrays=arrays)
 
 
 def record_labels(
@@ -152,13 +150,9 @@ def read_labels(path: Path) -> SemanticRecord:
     Raises:
         UserError: If it is missing, damaged or something else.
     """
-    about, arrays = read_record(path, names=("images", "digests", "cells"), check=_check)
-    return SemanticRecord(about=about, **{**arrays, "images": tuple(map(str, arrays["images"]))})
+    return SemanticRecord(**read_record(path, kind=KIND, names=("cells",), check=_check))
 
 
 def _check(about: Mapping[str, Any], arrays: Arrays) -> None:
-    if about["kind"] != KIND:
-        raise ValueError(f"{about['kind']} instead of {KIND}")
-    check_images(arrays)
     limits = len(arrays["images"]), len(about["classes"])
     check_array(arrays, "cells", np.int64, rows=4, limits=limits)
