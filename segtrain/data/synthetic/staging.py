@@ -3,7 +3,7 @@
 import json
 import shutil
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -59,6 +59,47 @@ def needs_writing(*, target: Path, request: Request, overwrite: bool) -> bool:
         f"{target} holds another synthetic data set (different: {changed}); "
         "choose another directory or add --overwrite"
     )
+
+
+def write_staged(
+    *, out: Path | str, request: Request, overwrite: bool, fill: Callable[[Path], None]
+) -> Path:
+    """Write a data set whole, or do nothing when the directory already holds exactly this one.
+
+    Args:
+        out: directory of the data set; missing parents are made.
+        request: what is wanted.
+        overwrite: replace another data set of the same generator.
+        fill: writes everything into a directory, the request too.
+
+    Returns:
+        Absolute path of the directory.
+
+    Raises:
+        ValueError: for a directory that holds anything else, or cannot be written.
+    """
+    target = Path(out).expanduser().resolve()
+    try:
+        if needs_writing(target=target, request=request, overwrite=overwrite):
+            with staged(target) as root:
+                fill(root)
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise ValueError(f"cannot write {target}: {reason}; choose another directory") from error
+    return target
+
+
+def holds(out: Path | str, request: Request) -> bool:
+    """Tell whether a directory already holds exactly this data set.
+
+    Args:
+        out: the directory.
+        request: what is wanted.
+
+    Returns:
+        The answer.
+    """
+    return read_request(Path(out).expanduser().resolve()) == request
 
 
 @contextmanager

@@ -20,7 +20,7 @@ from PIL import Image
 from segtrain.data.synthetic import annotations as coco
 from segtrain.data.synthetic.categories import CATEGORIES
 from segtrain.data.synthetic.scene import Scene, check_size, generate_scene
-from segtrain.data.synthetic.staging import REQUEST_FILE, needs_writing, read_request, staged
+from segtrain.data.synthetic.staging import REQUEST_FILE, holds, write_staged
 
 FORMATS = ("coco", "coco-panoptic", "folder")
 SPLITS = ("train", "val")
@@ -98,40 +98,44 @@ def write_dataset(
     """
     _check_request(fmt, num, seed, val_fraction, workers)
     check_size(size)
-    target = Path(out).expanduser().resolve()
     request = _request(fmt, num, seed, size, val_fraction)
-    try:
-        if not needs_writing(target=target, request=request, overwrite=overwrite):
-            return target
-        with staged(target) as root:
-            job = _Job(root=root, fmt=fmt, seed=seed, size=size, val_fraction=val_fraction)
-            _write_all(job, num, workers, progress)
-            _write_json(root / REQUEST_FILE, request)
-    except OSError as error:
-        reason = error.strerror or str(error)
-        raise ValueError(f"cannot write {target}: {reason}; choose another directory") from error
-    return target
+
+    def fill(root: Path) -> None:
+        job = _Job(root=root, fmt=fmt, seed=seed, size=size, val_fraction=val_fraction)
+        _write_all(job, num, workers, progress)
+        _write_json(root / REQUEST_FILE, request)
+
+    return write_staged(out=out, request=request, overwrite=overwrite, fill=fill)
 
 
 def holds_request(
     *, out: Path | str, fmt: str, num: int, seed: int, size: tuple[int, int], val_fraction: float
 ) -> bool:
     """Tell whether `out` already holds exactly this data set; arguments as in `write_dataset`."""
-    target = Path(out).expanduser().resolve()
-    return read_request(target) == _request(fmt, num, seed, size, val_fraction)
+    return holds(out, _request(fmt, num, seed, size, val_fraction))
+
+
+def check_num(num: int) -> None:
+    """Refuse a number of images; raises a ValueError outside 1..MAX_NUM."""
+    if not 1 <= num <= MAX_NUM:
+        raise ValueError(f"num must be 1..{MAX_NUM}, got {num}; use for example 200")
+
+
+def check_val_fraction(share: float) -> None:
+    """Refuse a share of the validation split; raises a ValueError outside [0, 1)."""
+    if not 0.0 <= share < 1.0:
+        raise ValueError(
+            f"val-fraction must be at least 0 and below 1, got {share}; use for example 0.25"
+        )
 
 
 def _check_request(fmt: str, num: int, seed: int, val_fraction: float, workers: int) -> None:
     if fmt not in FORMATS:
         raise ValueError(f"unknown format {fmt!r}; use one of {', '.join(FORMATS)}")
-    if not 1 <= num <= MAX_NUM:
-        raise ValueError(f"num must be 1..{MAX_NUM}, got {num}; use for example 200")
+    check_num(num)
     if seed < 0:
         raise ValueError(f"seed must be >= 0, got {seed}; use for example 0")
-    if not 0.0 <= val_fraction < 1.0:
-        raise ValueError(
-            f"val-fraction must be at least 0 and below 1, got {val_fraction}; use for example 0.25"
-        )
+    check_val_fraction(val_fraction)
     if workers < 0:
         raise ValueError(f"workers must be >= 0, got {workers}; use 0 to draw in this process")
 

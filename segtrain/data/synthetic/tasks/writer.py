@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from segtrain.data.synthetic.staging import REQUEST_FILE, needs_writing, read_request, staged
+from segtrain.data.synthetic.staging import REQUEST_FILE, holds, write_staged
 from segtrain.data.synthetic.tasks.draw import TASKS, draw_task
-from segtrain.data.synthetic.writers import MAX_NUM, SPLITS, split_of
+from segtrain.data.synthetic.writers import SPLITS, check_num, check_val_fraction, split_of
 
 GENERATOR_VERSION = 1  # raise whenever the same request gives other bytes
 _KINDS = ("images", "masks")
@@ -46,32 +46,22 @@ def write_task(
         ValueError: for a bad argument, for a directory that holds anything else, or when the
             directory cannot be written.
     """
-    if not 1 <= num <= MAX_NUM:
-        raise ValueError(f"num must be 1..{MAX_NUM}, got {num}; use for example 200")
-    if not 0.0 <= val_fraction < 1.0:
-        raise ValueError(
-            f"val-fraction must be at least 0 and below 1, got {val_fraction}; use for example 0.25"
-        )
+    check_num(num)
+    check_val_fraction(val_fraction)
     draw_task(task=task, seed=seed, index=0, side=side)  # refuses what cannot be drawn
     request = _request(task, num, seed, side, val_fraction)
-    target = Path(out).expanduser().resolve()
-    try:
-        if not needs_writing(target=target, request=request, overwrite=overwrite):
-            return target
-        with staged(target) as root:
-            _write_all(root, request, progress)
-    except OSError as error:
-        reason = error.strerror or str(error)
-        raise ValueError(f"cannot write {target}: {reason}; choose another directory") from error
-    return target
+
+    def fill(root: Path) -> None:
+        _write_all(root, request, progress)
+
+    return write_staged(out=out, request=request, overwrite=overwrite, fill=fill)
 
 
 def holds_task(
     *, out: Path | str, task: str, num: int, seed: int, side: int, val_fraction: float
 ) -> bool:
     """Tell whether `out` already holds exactly this data set; arguments as in `write_task`."""
-    target = Path(out).expanduser().resolve()
-    return read_request(target) == _request(task, num, seed, side, val_fraction)
+    return holds(out, _request(task, num, seed, side, val_fraction))
 
 
 def _request(task: str, num: int, seed: int, side: int, val_fraction: float) -> dict[str, Any]:
